@@ -1,0 +1,1 @@
+"""The maths of aggregation: pure functions over named NumPy tensors."""

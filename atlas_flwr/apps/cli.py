@@ -1,0 +1,122 @@
+"""The command line: parsing, exit codes and what is printed; no logic of its own.
+
+Exit codes: 0 completed, 1 failed, 2 bad input (one line, nothing overwritten), 3 stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from atlas_flwr.errors import AtlasError, UserError
+
+app = typer.Typer(
+    name="atlas",
+    help="Federated fine-tuning of transformers, on Flower.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+ExperimentFile = Annotated[
+    Path, typer.Argument(help="Experiment file (TOML), or the name of a shipped one: demo")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=V", help="Override a key, e.g. --set run.rounds=3"),
+]
+
+
+@app.command()
+def run(
+    file: ExperimentFile,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory [default: runs/<name>-<UTC time>]")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="ray or inline")] = None,
+) -> None:
+    """Run an experiment and write its run directory.
+
+    Example: atlas run demo --set run.rounds=3 --engine inline
+    """
+    from atlas_flwr.apps.run import run_experiment  # noqa: PLC0415 - torch loads for seconds
+    from atlas_flwr.results.console import Progress, results_table  # noqa: PLC0415
+    from atlas_flwr.results.store import read_run  # noqa: PLC0415
+
+    config = _load(file, overrides, engine, out)
+    console = Console()
+    with Progress(console) as progress:
+        folder = run_experiment(config, progress.handle)
+    console.print(results_table(read_run(folder).summary, folder))
+
+
+@app.command()
+def check(file: ExperimentFile, overrides: Overrides = None) -> None:
+    """Check an experiment, its data and its model, and say what would run.
+
+    Example: atlas check demo --set data.partitioner=dirichlet
+    """
+    from atlas_flwr.apps.describe import describe_experiment  # noqa: PLC0415
+
+    Console().print(describe_experiment(_load(file, overrides)))
+
+
+@app.command("list")
+def list_() -> None:
+    """List strategies, tasks, models and shipped experiments."""
+    from atlas_flwr.apps.describe import describe_catalogue  # noqa: PLC0415
+
+    Console().print(describe_catalogue())
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories")],
+    out: Annotated[Path, typer.Option(help="Where the comparison is written")] = Path("comparison"),
+) -> None:
+    """Draw several runs side by side: one axis only where they share the task set.
+
+    Example: atlas compare runs/fedavg runs/local_only --out comparison
+    """
+    from atlas_flwr.results.compare import compare_folders  # noqa: PLC0415
+
+    Console().print(compare_folders(runs, out))
+
+
+def _load(
+    file: Path, overrides: list[str] | None, engine: str | None = None, out: Path | None = None
+):  # type: ignore[no-untyped-def]
+    """Return the checked config behind a command's arguments."""
+    from atlas_flwr.apps.describe import experiment_file  # noqa: PLC0415
+    from atlas_flwr.config.load import load_config, with_out  # noqa: PLC0415
+
+    items = list(overrides or [])
+    if engine is not None:
+        items.append(f"engine.kind={engine}")
+    return with_out(load_config(experiment_file(file), items), str(out) if out else None)
+
+
+def main() -> None:
+    """Run the command line; errors raised on purpose become one line and an exit code."""
+    try:
+        app()
+    except UserError as error:
+        _say(error)
+        sys.exit(error.exit_code)
+    except AtlasError as error:
+        _say(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped by Ctrl-C", style="bold")
+        sys.exit(1)
+
+
+def _say(error: AtlasError) -> None:
+    line = " ".join(str(error).split())
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {line}", markup=False)

@@ -1,0 +1,109 @@
+"""The ClientApp: Message-API handlers that hand typed jobs to NumPyClient subclasses."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from atlas_flwr.apps.guard import assert_one_checkout
+from atlas_flwr.config.schema import Config
+from atlas_flwr.engine.vault import Vault
+from atlas_flwr.errors import WireError
+from atlas_flwr.training.memory import peak_bytes, reset_peak
+from atlas_flwr.training.precision import device_name, resolve_device
+from atlas_flwr.types import Job, ModelParts, Report, Update
+from atlas_flwr.wire import (
+    PARTITION_ID,
+    from_arrays,
+    pack_hello,
+    pack_update,
+    read_job,
+    to_arrays,
+)
+from clients.base import FineTuneClient
+from clients.full import FullClient
+from clients.lora import LoraClient
+from clients.site import open_site
+
+assert_one_checkout()
+
+app = ClientApp()
+
+CLIENTS: dict[str, type[FineTuneClient]] = {"lora": LoraClient, "full": FullClient}
+
+
+@app.query("hello")
+def hello(message: Message, context: Context) -> Message:
+    """Say which partition this node is."""
+    return Message(pack_hello(_partition(context)), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train what is sent on the client's own rows and send it back."""
+    began = time.monotonic()
+    job, config = _read(message, context)
+    device = resolve_device(config.engine.device)
+    reset_peak(device)
+    client = _client(job, config)
+    arrays, rows, metrics = client.fit(to_arrays(job.parts)[0], dict(job.options))
+    notes = str(metrics.pop("notes", ""))
+    report = Report(
+        num_examples=rows,
+        metrics={name: float(value) for name, value in metrics.items()},
+        seconds=time.monotonic() - began,
+        peak_memory_bytes=peak_bytes(device),
+        device=device_name(device),
+        notes=tuple(notes.splitlines()),
+    )
+    update = Update(job.partition, report, from_arrays(arrays, client.layout))
+    return Message(pack_update(update), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Score what is sent on the client's own slice, or on the task's full set."""
+    began = time.monotonic()
+    job, config = _read(message, context)
+    device = resolve_device(config.engine.device)
+    reset_peak(device)
+    loss, rows, metrics = _client(job, config).evaluate(to_arrays(job.parts)[0], {})
+    report = Report(
+        num_examples=rows,
+        metrics={"loss": loss, **metrics} if rows else {},
+        seconds=time.monotonic() - began,
+        peak_memory_bytes=peak_bytes(device),
+        device=device_name(device),
+    )
+    return Message(pack_update(Update(job.partition, report, ModelParts())), reply_to=message)
+
+
+def _client(job: Job, config: Config) -> FineTuneClient:
+    """Return the NumPyClient for a job, with its rows and its vault."""
+    site = open_site(config, job.partition, job.pool)
+    vault = Vault(Path(config.run.out or ".") / "vault", job.partition)
+    return CLIENTS[config.model.adaptation](site, job, vault)
+
+
+def _partition(context: Context) -> int:
+    partition = context.node_config.get(PARTITION_ID)
+    if not isinstance(partition, int):
+        raise WireError(f"node config: {PARTITION_ID} must be an integer, got {partition!r}")
+    return partition
+
+
+def _read(message: Message, context: Context) -> tuple[Job, Config]:
+    """Return the job and its experiment; a job for another partition is refused."""
+    job, config = read_job(message.content)
+    if job.partition != _partition(context):
+        raise WireError(f"partition {_partition(context)} was sent partition {job.partition}'s job")
+    return job, _parse(config)
+
+
+@lru_cache(maxsize=4)
+def _parse(config: str) -> Config:
+    return Config.model_validate_json(config)

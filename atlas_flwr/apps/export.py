@@ -1,0 +1,59 @@
+"""The distinct models of a finished run, as folders that plain PEFT and transformers open."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from atlas_flwr.apps.prepare import Prepared, model_spec
+from atlas_flwr.config.schema import Config
+from atlas_flwr.engine.vault import Vault
+from atlas_flwr.models.backbone import load
+from atlas_flwr.models.export import save_adapter, save_full
+from atlas_flwr.types import ModelParts
+from strategies.base import Served, State
+
+
+def export_models(config: Config, prepared: Prepared, state: State, out: Path) -> list[Path]:
+    """Write each distinct model once, under ``adapters/<key>`` or ``models/<key>``.
+
+    A key that serves tasks of several label spaces can't exist; one head over tasks of the same
+    size takes the label names of the first. Parts that only a client holds are read from its
+    vault in the run directory; in a deployment they stay with the client, and so does its model.
+
+    Args:
+        config: The experiment.
+        prepared: Its method and label names.
+        state: The last state.
+        out: The run directory.
+
+    Returns:
+        The folders written.
+    """
+    setting = prepared.method.setting
+    folders: dict[str, Path] = {}
+    for partition, task in enumerate(setting.tasks):
+        served = prepared.method.model_for(state, partition)
+        if served.key in folders:
+            continue
+        parts = _whole(served, out, partition, setting.initial_for(partition))
+        loaded = load(model_spec(config), setting.num_labels[task], config.run.seed)
+        labels = prepared.label_names[task]
+        if parts.adapter:
+            folder = out / "adapters" / served.key
+            save_adapter(folder, loaded, parts, labels)
+        else:
+            folder = out / "models" / served.key
+            save_full(folder, loaded, parts, labels)
+        folders[served.key] = folder
+    return list(folders.values())
+
+
+def _whole(served: Served, out: Path, partition: int, initial: ModelParts) -> ModelParts:
+    """Return a model with the parts its client keeps put in."""
+    if not served.private:
+        return served.parts
+    kept = Vault(out / "vault", partition).load(served.since) if served.since else initial
+    return replace(
+        served.parts, **{kind: getattr(kept, kind) for kind in served.private}
+    )

@@ -1,0 +1,67 @@
+"""From a config to a method's setting: everything that can be wrong is found before a client runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from atlas_flwr.config.schema import Config
+from atlas_flwr.errors import ConfigError
+from atlas_flwr.training.precision import resolve_device
+from clients.site import deal, model_spec, open_task, rank_of, starting_parts, task_specs
+from strategies.base import Method, Setting
+from strategies.registry import build, parse_options
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked experiment: its method, and the label names of its tasks."""
+
+    method: Method
+    label_names: dict[str, tuple[str, ...]]
+
+
+def check_names(config: Config) -> None:
+    """Check what needs neither data nor weights: the strategy, its options and the tasks' names.
+
+    Raises:
+        ConfigError: A name or an option is wrong, or the pair can't work.
+    """
+    parse_options(config.strategy.name, config.strategy.options)
+    task_specs(config)
+    if config.engine.kind == "inline" and (config.engine.workers or 1) > 1:
+        raise ConfigError(
+            f"engine.workers: {config.engine.workers} with engine.kind = 'inline', which runs one "
+            "client at a time; leave it out, or use engine.kind = 'ray'"
+        )
+
+
+def prepare(config: Config) -> Prepared:
+    """Open the data, deal the rows, read the model and build the method.
+
+    Raises:
+        UserError: Anything that the user can mend, in one line.
+    """
+    check_names(config)
+    resolve_device(config.engine.device)
+    tasks = tuple(config.task_of(p) for p in range(config.run.clients))
+    opened = {name: open_task(config, name) for name in config.data.tasks}
+    rows = tuple(len(deal(config, task)[p].train) for p, task in enumerate(tasks))
+    ranks = tuple(rank_of(config, p) for p in range(config.run.clients))
+    spaces = {(opened[task].num_labels, rank) for task, rank in zip(tasks, ranks, strict=True)}
+    lora = config.model.adaptation == "lora"
+    batches = (math.ceil(n / config.train.batch_size) for n in rows)
+    setting = Setting(
+        tasks=tasks,
+        num_labels={name: task.num_labels for name, task in opened.items()},
+        ranks=ranks if lora else (),
+        rows=rows,
+        steps=tuple(config.train.local_epochs * n for n in batches),
+        head_policy=config.head_policy,
+        initial={space: starting_parts(config, *space) for space in sorted(spaces)},
+    )
+    method = build(config.strategy.name, config.strategy.options, setting)
+    return Prepared(method, {name: task.label_names for name, task in opened.items()})
+
+
+__all__ = ["Prepared", "check_names", "model_spec", "prepare"]

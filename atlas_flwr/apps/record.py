@@ -1,0 +1,137 @@
+"""What happens in a run, written to its directory and told to whoever watches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from atlas_flwr.config.load import dump_config
+from atlas_flwr.config.schema import Config
+from atlas_flwr.results.events import append_event
+from atlas_flwr.results.provenance import provenance
+from atlas_flwr.results.record import (
+    Bytes,
+    ClientRow,
+    RoundRecord,
+    RunFacts,
+    Status,
+    final_scores,
+    summary,
+)
+from atlas_flwr.results.store import RunWriter, prepare
+
+EVENTS = "events.jsonl"
+Watcher = Callable[[Mapping[str, Any]], None]
+
+
+class Recorder:
+    """The run directory's writer, as the federation's observer.
+
+    Attributes:
+        out: The run directory.
+        rounds: Records of the rounds that ended.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        out: Path,
+        engine: str,
+        argv: Sequence[str],
+        watch: Watcher | None = None,
+    ) -> None:
+        prepare(out)
+        self.out, self._watch = out, watch
+        self.rounds: list[RoundRecord] = []
+        self._rows: list[ClientRow] = []
+        self._began = time.monotonic()
+        self._facts = RunFacts(
+            experiment=config.run.name,
+            strategy=config.strategy.name,
+            model=config.model.name,
+            engine=engine,
+            seed=config.run.seed,
+        )
+        self._writer = RunWriter(out)
+        self._writer.write_config(dump_config(config))
+        self._writer.write_provenance(provenance(list(argv), config.run.seed))
+        self.tell(
+            "start",
+            experiment=config.run.name,
+            strategy=config.strategy.name,
+            model=config.model.name,
+            engine=engine,
+            rounds=config.run.rounds,
+            clients=config.run.clients,
+            tasks=list(config.data.tasks),
+        )
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """Tell whoever watches, in this process or through the file."""
+        told = {"event": event, **facts}
+        append_event(self.out / EVENTS, told)
+        if self._watch is not None:
+            self._watch(told)
+
+    # -------------------------------------------------------------- the observer
+
+    def phase(self, round_: int, phase: str, partitions: Sequence[int]) -> None:
+        """A phase begins."""
+        self.tell("phase", round=round_, phase=phase, clients=len(partitions))
+
+    def client(self, row: ClientRow, notes: Sequence[str], done: int, total: int) -> None:
+        """A client has answered, or is lost."""
+        self._rows.append(row)
+        self._writer.add_rows([row])
+        for note in notes:
+            self.tell("note", partition=row.partition, text=note)
+        if row.status != "ok":
+            text = f"{row.status} in {row.phase}: {row.error}"
+            self.tell("note", partition=row.partition, text=text)
+        self.tell(
+            "client",
+            round=row.round,
+            phase=row.phase,
+            partition=row.partition,
+            done=done,
+            total=total,
+        )
+
+    def round(self, record: RoundRecord) -> None:
+        """A round has ended: its line is on disk before the next begins."""
+        self.rounds.append(record)
+        self._writer.append_round(record)
+        self.tell("round", **record.to_dict())
+
+    # -------------------------------------------------------------- the end
+
+    def complete(self, final_rows: Sequence[ClientRow], moved: Bytes) -> None:
+        """Write the summary of a run that got to its end.
+
+        Args:
+            final_rows: A ``final`` row for every client.
+            moved: All bytes of the run.
+        """
+        recorded = {row.partition for row in self._rows if row.phase == "final"}
+        self._writer.add_rows(row for row in final_rows if row.partition not in recorded)
+        last = self.rounds[-1].round
+        own = [row for row in self._rows if row.phase == "evaluate" and row.round == last]
+        scores = final_scores(final_rows, own)
+        self._finish("completed", scores, moved)
+        self.tell("final", **scores)
+
+    def fail(self, error: BaseException, moved: Bytes) -> None:
+        """Write the summary of a run that stopped: what was measured stays, the end is null."""
+        self._finish("failed", final_scores([], []), moved)
+        lines = (str(error) or type(error).__name__).splitlines()
+        self.tell("error", text=lines[0])
+
+    def _finish(self, status: Status, scores: Mapping[str, Any], moved: Bytes) -> None:
+        peaks = [row.peak_memory_mb for row in self._rows if row.peak_memory_mb is not None]
+        seconds = time.monotonic() - self._began
+        peak = max(peaks, default=None)
+        self._writer.finish(
+            summary(self._facts, status, self.rounds, scores, moved, seconds, peak)
+        )

@@ -1,0 +1,1 @@
+"""Typed, frozen configuration that fails at load."""

@@ -1,0 +1,224 @@
+"""From TOML and dotted overrides to a checked ``Config``; every refusal is one line with its path."""
+
+from __future__ import annotations
+
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from atlas_flwr.config.schema import Config
+from atlas_flwr.errors import ConfigError, did_you_mean
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read an experiment file, apply ``a.b=value`` overrides, and check the whole.
+
+    Relative paths inside the file (``data.root``, ``task.path``, a model folder that starts with
+    a dot) are taken from the file's own folder.
+
+    Args:
+        path: The TOML file.
+        overrides: ``section.key=value`` items; the value is TOML, or a bare word.
+
+    Raises:
+        ConfigError: The file can't be read, or a key or value is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read ({_reason(error)})") from error
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    for item in overrides:
+        _apply(tree, item)
+    return parse_config(_anchored(tree, path.resolve().parent))
+
+
+def parse_config(tree: Mapping[str, Any]) -> Config:
+    """Check a tree of plain values and return the frozen config.
+
+    Raises:
+        ConfigError: Names the dotted path, the value and what must hold.
+    """
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from error
+    for check in _CROSS_CHECKS:
+        check(config)
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """Return the resolved config as TOML with every key; keys without a value are left out."""
+    tree = config.model_dump(mode="json", by_alias=True, exclude_none=True)
+    tree["train"]["learning-rate"] = config.learning_rate
+    tree["model"]["head"] = config.head_policy
+    ranks = tree["lora"]["rank"]
+    tree["lora"]["rank"] = ranks[0] if len(ranks) == 1 else ranks
+    if not tree["task"]:
+        del tree["task"]
+    return tomli_w.dumps(tree)
+
+
+def with_out(config: Config, out: str | None) -> Config:
+    """Return the config with its run directory resolved and absolute.
+
+    Args:
+        config: The experiment.
+        out: What the command line named; else ``run.out``; else ``runs/<name>-<UTC time>`` under
+            the current folder.
+    """
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    chosen = out or config.run.out or f"runs/{config.run.name}-{stamp}"
+    path = str(Path(chosen).expanduser().resolve())
+    return config.model_copy(update={"run": config.run.model_copy(update={"out": path})})
+
+
+# ------------------------------------------------------------------ overrides and paths
+
+
+def _apply(tree: dict[str, Any], item: str) -> None:
+    """Set one ``a.b=value`` in the tree."""
+    key, equals, value = item.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise ConfigError(f"override '{item}': expected section.key=value, e.g. run.rounds=3")
+    node: Any = tree
+    for step in path[:-1]:
+        node = node.setdefault(step, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"override '{item}': '{step}' is a value, not a section")
+    node[path[-1]] = parse_value(value.strip())
+
+
+def parse_value(text: str) -> Any:
+    """Read a TOML value; what is not TOML is a bare word.
+
+    >>> parse_value("[2, 4]"), parse_value("0.5"), parse_value("fedavg")
+    ([2, 4], 0.5, 'fedavg')
+    """
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _anchored(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Make relative paths absolute: the file's folder is their start."""
+
+    def absolute(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        path = Path(value).expanduser()
+        return str(path if path.is_absolute() else folder / path)
+
+    data, model, tasks = tree.get("data"), tree.get("model"), tree.get("task")
+    if isinstance(data, dict) and "root" in data:
+        data["root"] = absolute(data["root"])
+    if isinstance(model, dict) and str(model.get("name", "")).startswith((".", "~", "/")):
+        model["name"] = absolute(model["name"])
+    for task in tasks if isinstance(tasks, list) else ():
+        if isinstance(task, dict) and "path" in task:
+            task["path"] = absolute(task["path"])
+    return tree
+
+
+# ------------------------------------------------------------------ checks across sections
+
+
+def _check_clients_cover_tasks(config: Config) -> None:
+    if config.run.clients < len(config.data.tasks):
+        raise ConfigError(
+            f"run.clients: {config.run.clients} clients can't hold {len(config.data.tasks)} tasks; "
+            "each task needs at least one client"
+        )
+
+
+def _check_tasks_distinct(config: Config) -> None:
+    for path, names in (
+        ("data.tasks", config.data.tasks),
+        ("task.name", tuple(task.name for task in config.task)),
+    ):
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"{path}: '{name}' is named twice; each task once")
+
+
+def _check_min_results(config: Config) -> None:
+    if config.run.min_results > config.run.clients:
+        raise ConfigError(
+            f"run.min-results: {config.run.min_results} is more than run.clients "
+            f"({config.run.clients})"
+        )
+
+
+def _check_devices(config: Config) -> None:
+    engine = config.engine
+    if engine.device == "cpu" and engine.gpus_per_client not in ("auto", 0):
+        raise ConfigError(
+            f"engine.gpus-per-client: {engine.gpus_per_client} with engine.device = 'cpu'; "
+            "leave one of the two out"
+        )
+    if engine.device == "cuda" and engine.gpus_per_client == 0:
+        raise ConfigError(
+            "engine.gpus-per-client: 0 with engine.device = 'cuda' would hide the GPU from every "
+            "client; set a share such as 0.5, or leave it out"
+        )
+
+
+_CROSS_CHECKS = (
+    _check_clients_cover_tasks,
+    _check_tasks_distinct,
+    _check_min_results,
+    _check_devices,
+)
+
+
+# ------------------------------------------------------------------ one line for a refusal
+
+
+def _one_line(error: ValidationError) -> str:
+    """Return the first refusal as ``dotted.path: what must hold, got value``."""
+    first = error.errors(include_url=False)[0]
+    steps = [str(step).replace("_", "-") for step in first["loc"] if not _is_branch(step)]
+    path = ".".join(steps)
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(first["loc"][:-1])
+        word = str(first["loc"][-1])
+        return f"{path}: unknown key{did_you_mean(word, known) or '; known: ' + ', '.join(known)}"
+    if first["type"] == "missing":
+        return f"{path}: is required"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{path}: {message}, got {first['input']!r}"
+
+
+def _is_branch(step: int | str) -> bool:
+    """Tell pydantic's names of union branches (``literal['auto']``) from keys."""
+    return isinstance(step, str) and any(mark in step for mark in "[](),")
+
+
+def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
+    """Return the keys a section knows, for did-you-mean."""
+    model: type[BaseModel] = Config
+    for step in loc:
+        if isinstance(step, int):
+            continue
+        field = model.model_fields.get(step.replace("-", "_"))
+        annotation = field.annotation if field else None
+        inner = typing.get_args(annotation)[:1] or (annotation,)
+        if isinstance(inner[0], type) and issubclass(inner[0], BaseModel):
+            model = inner[0]
+    return [name.replace("_", "-") for name in model.model_fields]
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,189 @@
+"""The experiment file as frozen values; every key but ``data.tasks`` has a default.
+
+Keys are written with hyphens in TOML (``samples-per-client``) and with underscores here.
+Own-field checks live here; checks across sections are in ``load.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# One column name or several; one rank or one for each client in turn.
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda v: (v,) if isinstance(v, str) else v),
+    Field(min_length=1),
+]
+Ranks = Annotated[
+    tuple[PositiveInt, ...],
+    BeforeValidator(lambda v: v if isinstance(v, list | tuple) else (v,)),
+    Field(min_length=1),
+]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys, hyphens in TOML."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=lambda name: name.replace("_", "-"),
+        validate_by_name=True,
+        validate_by_alias=True,
+    )
+
+
+class RunSection(Section):
+    """Who takes part, for how long, and what happens when somebody is lost."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"
+    rounds: PositiveInt = 5
+    clients: PositiveInt = 3
+    fraction: Fraction = 1.0
+    """Share of the clients drawn each round (at least one), by partition id from ``seed``."""
+    seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 42
+    on_failure: Literal["raise", "skip"] = "raise"
+    min_results: PositiveInt = 1
+    """Replies a round needs when ``on-failure`` is ``skip``."""
+    client_timeout: PositiveFloat = 3600.0
+    """Seconds one phase waits for its slowest client; a late client is named as lost."""
+    out: str | None = None
+
+
+class ModelSection(Section):
+    """Which model, and which of its tensors are trained."""
+
+    name: Annotated[str, Field(min_length=1)] = "minilm"
+    adaptation: Literal["lora", "full"] = "lora"
+    head: Literal["auto", "shared", "per_task", "local"] = "auto"
+    """``auto``: shared for one task, per_task for several. ``local`` never leaves the client."""
+    max_length: Annotated[int, Field(ge=4, le=8192, strict=True)] = 128
+    """Tokens kept of one row; shorter rows are padded to their batch, never to this."""
+
+
+class DataSection(Section):
+    """Which tasks, and how their rows are dealt to the clients."""
+
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    root: str | None = None
+    """``<root>/<task>/{train,validation}.parquet`` instead of the hub, for built-in tasks."""
+    samples_per_client: PositiveInt = 300
+    partitioner: Literal["iid", "dirichlet", "pathological", "quantity"] = "iid"
+    alpha: PositiveFloat = 0.5
+    """Concentration of ``dirichlet`` (label mix) and ``quantity`` (sizes)."""
+    num_classes_per_partition: PositiveInt = 1
+    min_partition_size: PositiveInt = 10
+    holdout: Share = 0.0
+    """Share of the training rows that is evaluated on *instead of* the validation rows (tuning)."""
+
+
+class TaskSection(Section):
+    """A task of the user's own: files, or a built-in task with its labels mapped."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    path: str | None = None
+    text: Names | None = None
+    label: str | None = None
+    base: str | None = None
+    label_map: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = None
+
+
+class TrainSection(Section):
+    """One client's local training; AdamW is created afresh each round, at a constant rate."""
+
+    local_epochs: PositiveInt = 1
+    batch_size: PositiveInt = 16
+    learning_rate: PositiveFloat | None = None
+    """Absent: 1e-3 for LoRA, 5e-5 for full fine-tuning."""
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """``auto``: the fastest the device has (bf16 or fp16 on a GPU; bf16 on a CPU made for it)."""
+
+
+class LoraSection(Section):
+    """Shape and scale of the LoRA factors."""
+
+    rank: Ranks = (8,)
+    """One rank, or a list dealt to the clients in turn."""
+    scaling: Literal["constant", "standard", "rs"] = "constant"
+    """``constant``: s = scale; ``standard``: s = alpha/r; ``rs``: s = alpha/sqrt(r)."""
+    scale: PositiveFloat = 2.0
+    alpha: PositiveFloat = 16.0
+    targets: Literal["auto"] | Annotated[tuple[str, ...], Field(min_length=1)] = "auto"
+    """``auto``: every linear layer of the backbone; else endings of module names."""
+    dropout: Share = 0.0
+
+
+class StrategySection(Section):
+    """The method, by the name ``atlas list`` prints, and its own options."""
+
+    name: str = "fedavg"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class EngineSection(Section):
+    """Where the clients run."""
+
+    kind: Literal["ray", "inline"] = "ray"
+    workers: PositiveInt | None = None
+    """Clients at a time. Absent: one per ``threads`` CPU cores, no more than there are clients."""
+    threads: PositiveInt = 1
+    gpus_per_client: Literal["auto"] | NonNegativeFloat = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class Config(Section):
+    """One experiment."""
+
+    run: RunSection = RunSection()
+    model: ModelSection = ModelSection()
+    data: DataSection
+    task: tuple[TaskSection, ...] = ()
+    train: TrainSection = TrainSection()
+    lora: LoraSection = LoraSection()
+    strategy: StrategySection = StrategySection()
+    engine: EngineSection = EngineSection()
+
+    @property
+    def head_policy(self) -> Literal["shared", "per_task", "local"]:
+        """The head policy with ``auto`` resolved: shared for one task, per task for several."""
+        if self.model.head != "auto":
+            return self.model.head
+        return "shared" if len(self.data.tasks) == 1 else "per_task"
+
+    @property
+    def learning_rate(self) -> float:
+        """The local learning rate with its default resolved."""
+        if self.train.learning_rate is not None:
+            return self.train.learning_rate
+        return 1e-3 if self.model.adaptation == "lora" else 5e-5
+
+    def rank_of(self, partition: int) -> int:
+        """Return a client's LoRA rank: the list is dealt in turn."""
+        return self.lora.rank[partition % len(self.lora.rank)]
+
+    def scale_of(self, rank: int) -> float:
+        """Return the LoRA scale ``s`` of a rank under ``lora.scaling``."""
+        match self.lora.scaling:
+            case "constant":
+                return self.lora.scale
+            case "standard":
+                return self.lora.alpha / rank
+            case "rs":
+                return self.lora.alpha / float(rank) ** 0.5
+
+    def task_of(self, partition: int) -> str:
+        """Return a client's task: clients are dealt in contiguous, nearly equal blocks."""
+        return self.data.tasks[partition * len(self.data.tasks) // self.run.clients]
+
+    def partitions_of(self, task: str) -> tuple[int, ...]:
+        """Return the partitions that hold a task, in order."""
+        return tuple(p for p in range(self.run.clients) if self.task_of(p) == task)

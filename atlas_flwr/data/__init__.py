@@ -1,0 +1,1 @@
+"""Tasks, their rows, and how the rows are dealt to clients."""

@@ -1,0 +1,1 @@
+"""Where clients run: Flower's Ray engine, or this process; and what they keep on disk."""

@@ -1,0 +1,68 @@
+"""A client's own disk: what must stay private (a local head, a local adapter), by round.
+
+One safetensors file a round, written atomically; the last two rounds stay, so that a round that is
+repeated can start from the one before. Nothing here is ever sent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from atlas_flwr.errors import AtlasError
+from atlas_flwr.types import PARTS, ModelParts
+from atlas_flwr.wire import flatten, unflatten
+
+_KEEP = 2
+
+
+class Vault:
+    """The private parts of one partition, kept under ``root/client-<partition>/``."""
+
+    def __init__(self, root: Path, partition: int) -> None:
+        self._folder = root / f"client-{partition}"
+        self._partition = partition
+
+    def save(self, round_: int, parts: ModelParts) -> None:
+        """Write the parts as of the end of a round; older rounds than the one before are dropped."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"{kind}/{name}": tensor
+            for kind, named in flatten(parts).items()
+            for name, tensor in named.items()
+        }
+        scales = {module: factors.scale for module, factors in parts.adapter.items()}
+        path = self._path(round_)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        save_file(tensors, temporary, metadata={"scales": json.dumps(scales)})
+        os.replace(temporary, path)
+        rounds = sorted(int(p.stem.removeprefix("round-")) for p in self._folder.glob("round-*"))
+        for old in rounds[:-_KEEP]:
+            self._path(old).unlink()
+
+    def load(self, round_: int) -> ModelParts:
+        """Return the parts as of the end of a round.
+
+        Raises:
+            AtlasError: The vault does not hold that round; the partition is named.
+        """
+        path = self._path(round_)
+        if not path.is_file():
+            raise AtlasError(
+                f"partition {self._partition}: its private parts of round {round_} are missing "
+                f"({path}); the client's disk was lost or another run's folder is used"
+            )
+        kinds: dict[str, dict[str, object]] = {kind: {} for kind in PARTS}
+        with safe_open(path, framework="numpy") as file:
+            scales = json.loads((file.metadata() or {}).get("scales", "{}"))
+            for key in file.keys():
+                kind, _, name = key.partition("/")
+                kinds[kind][name] = file.get_tensor(key)
+        return unflatten(kinds, scales)  # type: ignore[arg-type]
+
+    def _path(self, round_: int) -> Path:
+        return self._folder / f"round-{round_}.safetensors"

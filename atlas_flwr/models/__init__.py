@@ -1,0 +1,1 @@
+"""Pretrained models, their LoRA adapters and heads, and the tensors that travel."""

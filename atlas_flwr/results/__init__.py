@@ -1,0 +1,1 @@
+"""The results room: what a run measured, written, read back and drawn."""

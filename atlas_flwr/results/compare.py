@@ -1,0 +1,259 @@
+"""Several runs side by side: on one axis only when they share the task set."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import rich.table
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rich.text import Text
+
+from atlas_flwr.errors import ResultError
+from atlas_flwr.results import page
+from atlas_flwr.results.figures import Chart, chart, colour
+from atlas_flwr.results.plots import DASHES, MARKERS, STYLE, layout, save, shown_label
+from atlas_flwr.results.provenance import without_home
+from atlas_flwr.results.report import Table, render
+from atlas_flwr.results.series import PALETTE, curve, show, show_bytes, show_seconds, tasks_of
+from atlas_flwr.results.store import RunResult, atomic_write
+from atlas_flwr.results.svg import Series
+
+# Where a run lies and what it is called is no difference between experiments.
+_NOT_COMPARED = ("run.name", "run.out")
+COLUMNS = (
+    *("run", "strategy", "model", "tasks", "seed", "status", "rounds", "accuracy"),
+    *("worst_client_accuracy", "loss", "bytes", "seconds", "peak_memory_mb"),
+)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Runs that may share one axis, for they share their tasks.
+
+    Attributes:
+        tasks: The task set, in alphabetical order.
+        runs: The runs by label, in the order given.
+        differences: ``{dotted config key: one value per run}``, keys that agree left out.
+    """
+
+    tasks: tuple[str, ...]
+    runs: Mapping[str, RunResult]
+    differences: Mapping[str, tuple[str, ...]]
+
+    @property
+    def title(self) -> str:
+        """The panel's heading."""
+        return ", ".join(self.tasks)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison shows.
+
+    Attributes:
+        panels: One per task set.
+        text: Says whether the runs share an axis, and why not.
+    """
+
+    panels: tuple[Panel, ...]
+    text: str
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row of `COLUMNS` per run, panel by panel; an absent number is ``None``."""
+        return [_row(label, run) for panel in self.panels for label, run in panel.runs.items()]
+
+
+def compare(runs: Sequence[RunResult]) -> Comparison:
+    """Group runs by task set; runs of one set share an axis, others never do.
+
+    Raises:
+        ResultError: No run was given.
+    """
+    if not runs:
+        raise ResultError("compare: no run directory was given")
+    grouped: dict[tuple[str, ...], dict[str, RunResult]] = {}
+    for label, run in zip(_labels(runs), runs, strict=True):
+        grouped.setdefault(tuple(sorted(tasks_of(run))), {})[label] = run
+    panels = tuple(
+        Panel(tasks, group, _differences(list(group.values()))) for tasks, group in grouped.items()
+    )
+    if len(panels) == 1:
+        text = f"All {len(runs)} runs share the task set ({panels[0].title}): one axis."
+    else:
+        text = (
+            f"These {len(runs)} runs have {len(panels)} different task sets. Accuracies on "
+            "different tasks can't be compared, so each task set has its own panel."
+        )
+    return Comparison(panels, text)
+
+
+def write_comparison(runs: Sequence[RunResult], out: Path) -> Comparison:
+    """Write ``comparison.html``, ``.csv`` and ``.png`` into a folder.
+
+    Raises:
+        ResultError: No run was given, or the folder can't be written.
+    """
+    found = compare(runs)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        atomic_write(out / "comparison.csv", _csv(found))
+        atomic_write(out / "comparison.html", _html(found))
+        _png(found, out / "comparison.png")
+    except OSError as error:
+        raise ResultError(f"{out}: can't be written ({error.strerror or error})") from error
+    return found
+
+
+def comparison_table(found: Comparison) -> rich.table.Table:
+    """Return the comparison for the terminal, a section per task set."""
+    table = rich.table.Table(caption=found.text, caption_justify="left")
+    table.add_column("run", overflow="fold")
+    table.add_column("strategy", overflow="fold")
+    for name in ("accuracy", "worst client", "loss", "moved", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for panel in found.panels:
+        table.add_section()
+        if len(found.panels) > 1:
+            table.add_row(Text(f"tasks: {panel.title}", style="bold"))
+        for label, run in panel.runs.items():
+            row = _row(label, run)
+            table.add_row(Text(label), Text(str(row["strategy"])), *_numbers(row))
+    return table
+
+
+def _numbers(row: Mapping[str, Any]) -> list[str]:
+    return [
+        *(show(row[key], 4) for key in ("accuracy", "worst_client_accuracy", "loss")),
+        show_bytes(row["bytes"]),
+        show_seconds(row["seconds"]),
+    ]
+
+
+def _row(label: str, run: RunResult) -> dict[str, Any]:
+    s = run.summary
+    final = s["final"]
+    values = (
+        *(label, s["strategy"], without_home(str(s["model"])), "+".join(sorted(tasks_of(run)))),
+        *(s["seed"], s["status"], s["rounds_completed"], final["accuracy"]),
+        *(final["worst_client_accuracy"], final["loss"], s["bytes"]["up"] + s["bytes"]["down"]),
+        *(s["seconds"], s["peak_memory_mb"]),
+    )
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def _labels(runs: Sequence[RunResult]) -> list[str]:
+    """Return a name per run: the experiment's, with folder and number where names repeat."""
+    names = [str(run.summary["experiment"]) for run in runs]
+    details = ([run.path.name for run in runs], [f"#{i + 1}" for i in range(len(runs))])
+    for detail in details:
+        counts = Counter(names)
+        names = [
+            f"{name} ({more})" if counts[name] > 1 else name
+            for name, more in zip(names, detail, strict=True)
+        ]
+    return names
+
+
+def _differences(runs: Sequence[RunResult]) -> dict[str, tuple[str, ...]]:
+    flat = [dict(_flat(run.config)) for run in runs]
+    keys = sorted(set().union(*flat) - set(_NOT_COMPARED))
+    values = {key: tuple(without_home(tree.get(key, "–")) for tree in flat) for key in keys}
+    return {key: row for key, row in values.items() if len(set(row)) > 1}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return dotted keys and values as text."""
+    pairs: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            pairs += _flat(value, f"{prefix}{key}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            pairs.append((f"{prefix}{key}", text))
+    return pairs
+
+
+def _csv(found: Comparison) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found.rows())
+    return buffer.getvalue()
+
+
+def _html(found: Comparison) -> str:
+    panels = []
+    for panel in found.panels:
+        rows = [
+            [label, run.summary["strategy"], run.summary["status"], *_numbers(_row(label, run))]
+            for label, run in panel.runs.items()
+        ]
+        columns = ("run", "strategy", "status", "accuracy", "worst client", "loss", "moved", "time")
+        differences = [[key, *values] for key, values in panel.differences.items()]
+        head = ("key", *panel.runs)
+        panels.append(
+            {
+                "title": panel.title,
+                "text": "Final accuracy: mean over tasks on their full validation sets.",
+                "figures": _charts(panel),
+                "table": Table(columns, rows, frozenset({"strategy", "status"})),
+                "differences": Table(head, differences, frozenset(head), frozenset(head[1:])),
+            }
+        )
+    title = f"{len(found.rows())} runs"
+    return render(page.COMPARISON, title=title, lead=found.text, panels=panels)
+
+
+def _charts(panel: Panel) -> list[Chart]:
+    def lines(key: str) -> list[Series]:
+        return [
+            Series(label, curve(run.rounds, key), colour(i), i // len(PALETTE), i)
+            for i, (label, run) in enumerate(panel.runs.items())
+        ]
+
+    caption = "By round, each client on its own validation rows."
+    return [
+        chart("Accuracy", caption, lines("accuracy")),
+        chart(
+            "Worst client",
+            "The lowest accuracy of a client, by round.",
+            lines("worst_client_accuracy"),
+        ),
+    ]
+
+
+def _png(found: Comparison, path: Path) -> None:
+    count = len(found.panels)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.0, 4.2 * count), layout=layout())
+        FigureCanvasAgg(figure)
+        for index, panel in enumerate(found.panels):
+            _draw(figure.add_subplot(count, 1, index + 1), panel)
+        save(figure, path)
+
+
+def _draw(axes: Axes, panel: Panel) -> None:
+    for index, (label, run) in enumerate(panel.runs.items()):
+        points = curve(run.rounds, "accuracy")
+        style: dict[str, Any] = {
+            "color": PALETTE[index % len(PALETTE)],
+            "marker": MARKERS[index % len(MARKERS)],
+            "linestyle": DASHES[index // len(PALETTE) % len(DASHES)],
+        }
+        axes.plot([x for x, _ in points], [y for _, y in points], label=shown_label(label), **style)
+    axes.set_title(f"Accuracy on own validation rows: {panel.title}")
+    axes.set_xlabel("round")
+    axes.set_ylabel("accuracy")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))

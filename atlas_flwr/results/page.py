@@ -1,0 +1,164 @@
+"""The report's page as text: one style sheet and one template, no file and no address outside.
+
+A Python module and not a ``.j2`` file, for Flower's app bundle carries no other suffix.
+The markup closes every element, so the page is well-formed XML too.
+"""
+
+from __future__ import annotations
+
+from atlas_flwr.results.series import PALETTE, PALETTE_DARK
+
+
+def _variables(palette: tuple[str, ...]) -> str:
+    return "".join(f"--s{index}:{colour};" for index, colour in enumerate(palette))
+
+
+CSS = (
+    f":root{{color-scheme:light dark;--page:#fbfaf8;--card:#fff;--ink:#1d2126;--quiet:#6a717b;"
+    f"--rule:#e3e1dc;--good:#0b6b4d;--bad:#a93a10;{_variables(PALETTE)}}}"
+    f"@media (prefers-color-scheme:dark){{:root{{--page:#14171a;--card:#1b1f23;--ink:#e9ebed;"
+    f"--quiet:#9aa2ac;--rule:#30363d;--good:#4fd1a5;--bad:#ff9466;{_variables(PALETTE_DARK)}}}}}"
+    f"@media print{{:root{{--page:#fff;--card:#fff;--ink:#000;--quiet:#555;--rule:#ccc;"
+    f"{_variables(PALETTE)}}}}}"
+    """
+*{box-sizing:border-box}
+html{-webkit-text-size-adjust:100%}
+body{margin:0;background:var(--page);color:var(--ink);line-height:1.5;
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+main{max-width:1080px;margin:0 auto;padding:40px 20px 64px}
+h1{font-size:clamp(26px,5vw,38px);line-height:1.15;letter-spacing:-.02em;margin:6px 0 8px;
+overflow-wrap:anywhere}
+h2{font-size:20px;letter-spacing:-.01em;margin:48px 0 4px}
+h3{font-size:15px;margin:0 0 2px}
+p{margin:0 0 12px;max-width:68ch}
+.lead{font-size:17px;color:var(--quiet);overflow-wrap:anywhere}
+.quiet,figcaption,caption{color:var(--quiet);font-size:14px}
+.kicker{font-size:13px;letter-spacing:.08em;text-transform:uppercase;color:var(--quiet)}
+.status{font-weight:600}.good{color:var(--good)}.bad{color:var(--bad)}
+.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:1px;
+margin:28px 0 0;padding:0;background:var(--rule);border:1px solid var(--rule);border-radius:12px;
+overflow:hidden}
+.facts div{background:var(--card);padding:16px 18px}
+.facts dt{font-size:13px;color:var(--quiet)}
+.facts dd{margin:2px 0 0;font-size:26px;font-weight:650;letter-spacing:-.02em;
+font-variant-numeric:tabular-nums;white-space:nowrap}
+.facts small{display:block;font-size:13px;font-weight:400;letter-spacing:0;color:var(--quiet);
+white-space:normal}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:20px;
+margin-top:18px}
+figure{margin:0;background:var(--card);border:1px solid var(--rule);border-radius:12px;
+padding:16px 16px 10px;break-inside:avoid;min-width:0}
+figcaption{margin-bottom:8px}
+svg{display:block;width:100%;height:auto;overflow:visible}
+svg text{fill:var(--quiet);font-size:12px;font-variant-numeric:tabular-nums}
+.grid{stroke:var(--rule);stroke-width:1}.axis{stroke:var(--ink);stroke-width:1}
+.fence{stroke:var(--quiet);stroke-width:1;stroke-dasharray:2 3}
+.line{fill:none;stroke-linejoin:round;stroke-linecap:round}
+.dot{stroke:var(--card);stroke-width:1}
+.legend{list-style:none;display:flex;flex-wrap:wrap;gap:2px 16px;margin:0 0 8px;padding:0;
+font-size:14px}
+.legend li{display:flex;align-items:center;gap:6px;overflow-wrap:anywhere}
+.legend svg{width:26px;height:12px;flex:none}
+.scroll{overflow-x:auto;margin-top:14px;background:var(--card);border:1px solid var(--rule);
+border-radius:12px}
+table{border-collapse:collapse;width:100%;font-size:14.5px;font-variant-numeric:tabular-nums}
+th,td{padding:8px 14px;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
+th{font-weight:600;color:var(--quiet);font-size:13px}
+tbody th{color:var(--ink);font-size:14.5px;font-weight:500}
+th:first-child{position:sticky;left:0;background:var(--card)}
+th:first-child,td.text,th.text{text-align:left}
+td.long{white-space:normal;min-width:12em;max-width:26em;overflow-wrap:anywhere}
+tr:last-child>*{border-bottom:0}
+tr.total>*{font-weight:650;border-top:2px solid var(--rule)}
+.key{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:8px}
+details{margin-top:14px}summary{cursor:pointer;font-weight:600}
+pre{overflow-x:auto;background:var(--card);border:1px solid var(--rule);border-radius:12px;
+padding:14px 16px;font:13.5px/1.55 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
+dl.pairs{display:grid;grid-template-columns:max-content 1fr;gap:4px 20px;margin:14px 0 0;
+font-size:14.5px}
+dl.pairs dt{color:var(--quiet)}dl.pairs dd{margin:0;overflow-wrap:anywhere}
+@media (max-width:480px){main{padding:24px 14px 48px}.facts{grid-template-columns:1fr 1fr}
+.facts div{padding:12px 14px}.facts dd{font-size:22px}figure{padding:12px 10px 8px}
+.wide{grid-column:1/-1}th,td{padding:8px 10px}h2{margin-top:38px}}
+@media print{main{padding:0;max-width:none}pre{white-space:pre-wrap}
+.charts{grid-template-columns:1fr 1fr}
+body{font-size:12px}.scroll{overflow:visible;border-radius:0}th,td{padding:4px 6px}
+h2{break-after:avoid}}
+"""
+)
+
+HEAD = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"/>
+<meta name="viewport" content="width=device-width, initial-scale=1"/>
+<title>{{ title }}</title><style>{{ css }}</style></head><body><main>
+"""
+
+MACROS = """
+{%- macro chart(figure) -%}
+<figure><h3>{{ figure.title }}</h3><figcaption>{{ figure.caption }}</figcaption>
+{%- if figure.legend %}<ul class="legend">{% for item in figure.legend -%}
+<li>{{ item.mark }}<span>{{ item.name }}</span></li>{% endfor %}</ul>{% endif -%}
+{{ figure.svg }}</figure>
+{%- endmacro -%}
+{%- macro table(t) -%}
+<div class="scroll"><table><thead><tr>{% for name in t.columns -%}
+<th{% if name in t.text %} class="text"{% endif %} scope="col">{{ name }}</th>
+{%- endfor %}</tr></thead><tbody>
+{%- for row in t.rows %}<tr{% if loop.last and t.total %} class="total"{% endif %}>
+{%- for cell in row %}{% if loop.first %}<th scope="row">{{ cell }}</th>{% else -%}
+{% set name = t.columns[loop.index0] -%}
+<td{% if name in t.text %} class="text{% if name in t.long %} long{% endif %}"{% endif %}>
+{{- cell }}</td>
+{%- endif %}{% endfor %}</tr>{% endfor %}</tbody></table></div>
+{%- endmacro -%}
+"""
+
+REPORT = (
+    MACROS
+    + HEAD
+    + """
+<header><div class="kicker">Federated run ·
+<span class="status {{ 'good' if status == 'completed' else 'bad' }}">{{ status }}</span></div>
+<h1>{{ title }}</h1><p class="lead">{{ lead }}</p>
+<dl class="facts">{% for fact in facts %}
+<div{% if loop.last and loop.index is odd %} class="wide"{% endif %}><dt>{{ fact.name }}</dt>
+<dd>{{ fact.value }}<small>{{ fact.note }}</small></dd></div>{% endfor %}</dl>
+</header>
+<section><h2>How it went</h2><div class="charts">{% for figure in figures %}{{ chart(figure) }}
+{% endfor %}</div></section>
+<section><h2>Tasks</h2><p class="quiet">The models of the last round on each task's full
+validation set (mean over the task's clients); last, on the clients' own slices of it. A dash: there
+is no such number.</p>
+{{ table(tasks) }}</section>
+<section><h2>Clients</h2>
+<details{% if clients.rows | length <= 24 %} open="open"{% endif %}>
+<summary>{{ clients.rows | length }} clients</summary>{{ table(clients) }}</details></section>
+{% if failures.rows %}<section><h2>What went wrong</h2>{{ table(failures) }}</section>{% endif %}
+<section><h2>Bytes by kind</h2>
+<p class="quiet">Measured on the serialised messages; MB = 10⁶ bytes.</p>
+{{ table(kinds) }}</section>
+<section><h2>Run it again</h2>
+<p>Save the configuration below as <code>config.toml</code> (it is the file of that name in the run
+directory) and give it to:</p><pre>atlas run config.toml</pre>
+<details><summary>Resolved configuration</summary><pre>{{ config }}</pre></details></section>
+<section><h2>Where it comes from</h2><dl class="pairs">{% for name, value in origin -%}
+<dt>{{ name }}</dt><dd>{{ value }}</dd>{% endfor %}</dl></section>
+</main></body></html>
+"""
+)
+
+COMPARISON = (
+    MACROS
+    + HEAD
+    + """
+<header><div class="kicker">Comparison</div><h1>{{ title }}</h1>
+<p class="lead">{{ lead }}</p></header>
+{% for panel in panels %}<section><h2>{{ panel.title }}</h2><p class="quiet">{{ panel.text }}</p>
+<div class="charts">{% for figure in panel.figures %}{{ chart(figure) }}{% endfor %}</div>
+{{ table(panel.table) }}
+{% if panel.differences.rows %}<details open="open">
+<summary>What differs in their configurations</summary>
+{{ table(panel.differences) }}</details>{% endif %}</section>{% endfor %}
+</main></body></html>
+"""
+)

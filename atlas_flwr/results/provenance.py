@@ -1,0 +1,94 @@
+"""Where a result comes from: source commit, versions, machine, seed. No user or host names."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import atlas_flwr
+
+PACKAGES = (
+    *("atlas-flwr", "flwr", "torch", "transformers", "peft", "datasets", "ray", "numpy"),
+    *("safetensors", "scikit-learn"),
+)
+
+
+def provenance(argv: Sequence[str], seed: int) -> dict[str, Any]:
+    """Return ``provenance.json``'s content.
+
+    ``commit`` and ``dirty`` are null when the package does not run from a git checkout; a package
+    that is not installed has a null version. The home folder in ``argv`` is written ``~``.
+
+    Args:
+        argv: The command as typed.
+        seed: The run's seed.
+    """
+    source = Path(atlas_flwr.__file__).resolve().parents[1]
+    commit = _said("git", "-C", str(source), "rev-parse", "HEAD") if _is_checkout(source) else None
+    changes = _said("git", "-C", str(source), "status", "--porcelain") if commit else None
+    return {
+        "argv": [without_home(word) for word in argv],
+        "seed": seed,
+        "commit": commit,
+        "dirty": bool(changes) if changes is not None else None,
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "machine": {
+            "platform": platform.platform(),
+            "cpu": _cpu_name(),
+            "cpu_count": psutil.cpu_count(),
+            "ram_gb": round(psutil.virtual_memory().total / 1e9, 1),
+            "gpus": (_said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "")
+            .strip()
+            .splitlines(),
+        },
+    }
+
+
+def without_home(text: str) -> str:
+    """Return the text with the user's home folder written ``~``: it usually holds their name."""
+    home = str(Path.home())
+    return text.replace(home, "~") if len(home) > 1 else text
+
+
+def _is_checkout(folder: Path) -> bool:
+    # Not `git rev-parse` alone: an installed package may lie inside somebody else's repository.
+    return (folder / ".git").exists()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _said(program: str, *arguments: str) -> str | None:
+    """Return what a program printed; ``None`` when it is not there or failed."""
+    path = shutil.which(program)
+    if path is None:
+        return None
+    try:
+        done = subprocess.run(
+            [path, *arguments], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu_name() -> str:
+    """Return the processor's name; its architecture where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

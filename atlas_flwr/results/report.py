@@ -1,0 +1,238 @@
+"""The run as one page: `write_report` writes a self-contained ``report.html``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from atlas_flwr.results import page
+from atlas_flwr.results.figures import run_figures
+from atlas_flwr.results.plots import write_plots
+from atlas_flwr.results.provenance import without_home
+from atlas_flwr.results.record import KINDS
+from atlas_flwr.results.series import show, show_bytes, show_seconds, tasks_of
+from atlas_flwr.results.store import RunResult, atomic_write, read_run
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as the page shows it: the first column names the row.
+
+    Attributes:
+        columns: Their names.
+        rows: Cells as text, one per column.
+        text: Names of the columns that hold words, ``long`` of those that may wrap.
+        total: The last row is a sum or mean of the others.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text: frozenset[str] = field(default=frozenset())
+    long: frozenset[str] = field(default=frozenset())
+    total: bool = False
+
+
+def publish(path: Path) -> RunResult:
+    """Draw ``plots/*.png`` and ``report.html`` into a run directory that has ended.
+
+    Raises:
+        ResultError: The directory can't be read back.
+    """
+    run = read_run(path)
+    write_plots(run, path / "plots")
+    write_report(run)
+    return run
+
+
+def write_report(run: RunResult) -> Path:
+    """Write ``report.html`` into the run's directory and return its path."""
+    path = run.path / "report.html"
+    atomic_write(path, render(page.REPORT, **_content(run)))
+    return path
+
+
+def render(template: str, **content: Any) -> str:
+    """Fill a template of `page`; all that is not our own markup is escaped.
+
+    Raises:
+        jinja2.UndefinedError: The template names something that was not given.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    # A control character in a name would make the page ill-formed.
+    text = environment.from_string(template).render(css=Markup(page.CSS), **content)
+    return "".join(c for c in text if c >= " " or c in "\n\t")
+
+
+def _content(run: RunResult) -> dict[str, Any]:
+    return {
+        "title": run.summary["experiment"],
+        "status": run.summary["status"],
+        "lead": lead(run),
+        "facts": _facts(run),
+        "figures": run_figures(run),
+        "tasks": task_table(run.summary["final"]),
+        "clients": _client_table(run),
+        "failures": _failures(run.clients),
+        "kinds": _kind_table(run),
+        "config": without_home(run.config_text),
+        "origin": _origin(run),
+    }
+
+
+def lead(run: RunResult) -> str:
+    """Return one sentence on what ran."""
+    s, clients = run.summary, run.config.get("run", {}).get("clients")
+    clients = clients or run.clients["partition"].nunique()
+    tasks = tasks_of(run)
+    return (
+        f"{s['strategy']} on {without_home(str(s['model']))}: "
+        f"{_count(clients, 'client')}, {_count(len(tasks), 'task')} ({', '.join(tasks)}), "
+        f"{_count(s['rounds_completed'], 'round')}, {s['engine']} engine, seed {s['seed']}."
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _facts(run: RunResult) -> list[dict[str, str]]:
+    s = run.summary
+    final, moved = s["final"], s["bytes"]
+    planned = run.config.get("run", {}).get("rounds", s["rounds_completed"])
+    traffic = f"{show_bytes(moved['up'])} up, {show_bytes(moved['down'])} down"
+    memory = s["peak_memory_mb"]
+    return [
+        _fact("Final accuracy", show(final["accuracy"]), "mean over tasks, full validation sets"),
+        _fact("Worst client", show(final["worst_client_accuracy"]), "on its task's full set"),
+        _fact("Moved", show_bytes(moved["up"] + moved["down"]), traffic),
+        _fact("Time", show_seconds(s["seconds"]), f"{s['rounds_completed']} of {planned} rounds"),
+        _fact("Peak memory", "–" if memory is None else show_bytes(memory * 1e6), "of one process"),
+    ]
+
+
+def _fact(name: str, value: str, note: str) -> dict[str, str]:
+    return {"name": name, "value": value, "note": note}
+
+
+def task_table(final: Mapping[str, Any]) -> Table:
+    """Return each task's final scores and, below, the means over tasks."""
+    metrics = ("accuracy", "f1", "macro_f1", "mcc", "loss")
+    own = final["own"]
+    rows = [
+        [
+            task,
+            *(show(scores[metric]) for metric in metrics),
+            show(own["by_task"].get(task, {}).get("accuracy")),
+        ]
+        for task, scores in final["by_task"].items()
+    ]
+    if len(rows) > 1:
+        overall = ["–" if m not in final else show(final[m]) for m in metrics]
+        rows.append(["mean over tasks", *overall, show(own["accuracy"])])
+    columns = ("task", "accuracy", "F1", "macro-F1", "MCC", "loss", "own rows")
+    return Table(columns, rows, total=len(rows) > 1)
+
+
+def _client_table(run: RunResult) -> Table:
+    rows = []
+    for partition, group in run.clients.groupby("partition", sort=True):
+        trained = group[group["phase"] == "train"]
+        rows.append(
+            [
+                str(partition),
+                str(group["task"].iloc[0]),
+                _last(group, "cluster", 0),
+                _ranks(group),
+                _last(trained, "num_examples", 0),
+                _last(group[group["phase"] == "evaluate"], "accuracy"),
+                _last(group[group["phase"] == "final"], "accuracy"),
+                show_bytes(float(group["bytes_up"].fillna(0).sum())),
+                show_bytes(float(group["bytes_down"].fillna(0).sum())),
+                show_seconds(float(group["seconds"].sum())),
+                _last(
+                    group.sort_values("peak_memory_mb", na_position="first"), "peak_memory_mb", 0
+                ),
+            ]
+        )
+    columns = ("client", "task", "cluster", "ranks", "rows", "own rows", "full set")
+    more = ("up", "down", "time", "peak MB")
+    empty = [i for i in (2, 3) if all(row[i] == "–" for row in rows)]
+    keep = [i for i in range(len(columns + more)) if i not in empty]
+    kept = [[row[i] for i in keep] for row in rows]
+    return Table([(columns + more)[i] for i in keep], kept, frozenset({"task", "ranks"}))
+
+
+def _last(rows: pd.DataFrame, column: str, digits: int = 3) -> str:
+    """Return the last value there is."""
+    values = rows[column].dropna()
+    return show(float(values.iloc[-1]), digits) if len(values) else "–"
+
+
+def _ranks(rows: pd.DataFrame) -> str:
+    """Return the last ranks, those by module as their range."""
+    values = rows["ranks"].dropna()
+    if not len(values):
+        return "–"
+    numbers = [
+        int(n) for n in pd.Series([values.iloc[-1]]).str.findall(r"\b(\d+)(?=[,}]|$)").iloc[0]
+    ]
+    return str(numbers[0]) if len(set(numbers)) == 1 else f"{min(numbers)}–{max(numbers)}"
+
+
+def _failures(clients: pd.DataFrame) -> Table:
+    rows = clients[(clients["status"] != "ok") | clients["error"].notna()]
+    cells = [
+        [*map(str, (r.partition, r.round, r.phase, r.status)), without_home(_said(r.error))]
+        for r in rows.itertuples()
+    ]
+    text = frozenset({"phase", "status", "error"})
+    return Table(("client", "round", "phase", "status", "error"), cells, text, frozenset({"error"}))
+
+
+def _said(error: object) -> str:
+    return error if isinstance(error, str) else "–"
+
+
+def _kind_table(run: RunResult) -> Table:
+    moved, rows = run.summary["bytes"], []
+    for kind in KINDS:
+        total = moved["by_kind"][kind]
+        up = sum(r["by_kind_up"].get(kind, 0) for r in run.rounds)
+        down = sum(r["by_kind_down"].get(kind, 0) for r in run.rounds)
+        if total:
+            rows.append([kind, *map(show_bytes, (up, down, total - up - down, total))])
+    up, down = (sum(r[f"bytes_{way}"] for r in run.rounds) for way in ("up", "down"))
+    total = moved["up"] + moved["down"]
+    rows.append(["all", *map(show_bytes, (up, down, total - up - down, total))])
+    columns = ("kind", "up, in rounds", "down, in rounds", "outside rounds", "total")
+    return Table(columns, rows, total=True)
+
+
+def _origin(run: RunResult) -> list[tuple[str, str]]:
+    told = run.provenance
+    if not told:
+        return [("provenance", "provenance.json is missing")]
+    machine, commit = told.get("machine", {}), told.get("commit")
+    dirty = ", with changes that were not committed" if told.get("dirty") else ""
+    versions = told.get("versions", {}).items()
+    gpus = ", ".join(machine.get("gpus") or []) or "none"
+    return [
+        ("Source", f"{commit}{dirty}" if commit else "an installed package, not a checkout"),
+        ("Command", " ".join(told.get("argv", []))),
+        ("Seed", str(told.get("seed"))),
+        ("Python", str(told.get("python"))),
+        ("Packages", ", ".join(f"{name} {version}" for name, version in versions if version)),
+        (
+            "Machine",
+            f"{machine.get('cpu')}, {machine.get('cpu_count')} CPUs, "
+            f"{machine.get('ram_gb')} GB memory",
+        ),
+        ("GPU", gpus),
+        ("System", str(machine.get("platform"))),
+    ]

@@ -1,0 +1,132 @@
+"""The smallest things a run remembers: one client in one phase, and bytes by kind. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+KINDS = ("adapter", "head", "weights", "fingerprint", "activation", "gradient", "other")
+PHASES = ("fingerprint", "train", "evaluate", "final")
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class ClientRow:
+    """One line of ``clients.parquet``: one client in one phase of one round; absent is ``None``.
+
+    Attributes:
+        round: Round number; the last one for ``phase="final"``.
+        partition: Who.
+        task: The client's task.
+        phase: ``"train"``, ``"evaluate"`` (own slice) or ``"final"`` (the task's full set).
+        cluster: Its cluster from the fingerprint phase on.
+        num_examples: Rows the phase used.
+        ranks: ``"8"`` when uniform, else compact JSON ``{"module": rank}``; see `compact_ranks`.
+        seconds: Wall time on the client.
+        bytes_up: Bytes from client to server; ``bytes_down`` the other way.
+        peak_memory_mb: Measured peak, MB = 10⁶ bytes.
+        status: ``"ok"``, ``"lost"`` (no answer) or ``"rejected"`` (an answer that was refused).
+        error: One line on why, unless ``"ok"``.
+    """
+
+    round: int
+    partition: int
+    task: str
+    phase: str
+    cluster: int | None = None
+    num_examples: int | None = None
+    loss: float | None = None
+    accuracy: float | None = None
+    f1: float | None = None
+    macro_f1: float | None = None
+    mcc: float | None = None
+    ranks: str | None = None
+    seconds: float | None = None
+    bytes_up: int | None = None
+    bytes_down: int | None = None
+    peak_memory_mb: float | None = None
+    status: Literal["ok", "lost", "rejected"] = "ok"
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.phase not in PHASES:
+            raise ValueError(f"phase '{self.phase}' is none of {', '.join(PHASES)}")
+        if self.status not in ("ok", "lost", "rejected"):
+            raise ValueError(f"status '{self.status}' is none of ok, lost, rejected")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as written: a value that is not finite is null, and ``error`` says so."""
+        row = {name: getattr(self, name) for name in COLUMNS}
+        bad = [k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)]
+        row |= dict.fromkeys(bad)
+        if bad and row["error"] is None:
+            row["error"] = f"not finite: {', '.join(bad)}"
+        return row
+
+
+COLUMNS = (
+    *("round", "partition", "task", "cluster", "phase", "num_examples", "loss", "accuracy"),
+    *("f1", "macro_f1", "mcc", "ranks", "seconds", "bytes_up", "bytes_down", "peak_memory_mb"),
+    *("status", "error"),
+)
+
+
+def compact_ranks(ranks: Mapping[str, int]) -> str | None:
+    """Return ranks by module as ``"8"`` when uniform, else compact JSON; no module gives ``None``.
+
+    >>> compact_ranks({"q": 8, "v": 8}), compact_ranks({"v": 4, "q": 8}), compact_ranks({})
+    ('8', '{"q":8,"v":4}', None)
+    """
+    if not ranks:
+        return None
+    if len(set(ranks.values())) == 1:
+        return str(next(iter(ranks.values())))
+    return json.dumps(dict(sorted(ranks.items())), separators=(",", ":"))
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Measured bytes by direction and kind; they add up with ``+`` and ``Bytes()`` is nothing.
+
+    ``up`` and ``down`` are sums of their kinds, so kinds always sum to ``up + down``.
+
+    Attributes:
+        by_kind_up: Bytes from clients to the server by kind; kinds left out are 0.
+        by_kind_down: Bytes from the server to clients by kind.
+    """
+
+    by_kind_up: Mapping[str, int] = field(default_factory=dict)
+    by_kind_down: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("by_kind_up", "by_kind_down"):
+            given = getattr(self, name)
+            if unknown := sorted(set(given) - set(KINDS)):
+                raise ValueError(f"{name}: unknown kind '{unknown[0]}'; known: {', '.join(KINDS)}")
+            if any(int(n) != n or n < 0 for n in given.values()):
+                raise ValueError(f"{name}: bytes are whole and not negative, got {dict(given)}")
+            object.__setattr__(self, name, {kind: int(given.get(kind, 0)) for kind in KINDS})
+
+    @property
+    def up(self) -> int:
+        """Bytes from clients to the server."""
+        return sum(self.by_kind_up.values())
+
+    @property
+    def down(self) -> int:
+        """Bytes from the server to clients."""
+        return sum(self.by_kind_down.values())
+
+    @property
+    def by_kind(self) -> dict[str, int]:
+        """Both directions together, by kind."""
+        return {kind: self.by_kind_up[kind] + self.by_kind_down[kind] for kind in KINDS}
+
+    def __add__(self, other: Bytes) -> Bytes:
+        return Bytes(
+            {kind: self.by_kind_up[kind] + other.by_kind_up[kind] for kind in KINDS},
+            {kind: self.by_kind_down[kind] + other.by_kind_down[kind] for kind in KINDS},
+        )

@@ -1,0 +1,292 @@
+"""The run directory: written atomically, never over another run, and read back with checks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tempfile
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from atlas_flwr.errors import ResultError
+from atlas_flwr.results.record import COLUMNS, ClientRow, RoundRecord
+
+RUN_FILES = ("config.toml", "provenance.json", "rounds.jsonl", "clients.parquet", "summary.json")
+SUMMARY_KEYS = (
+    *("experiment", "strategy", "model", "engine", "seed", "status", "rounds_completed"),
+    *("final", "bytes", "seconds", "peak_memory_mb", "round_results"),
+)
+_INTS = ("round", "partition", "cluster", "num_examples", "bytes_up", "bytes_down")
+_TEXTS = ("task", "phase", "ranks", "status", "error")
+SCHEMA = pa.schema(
+    (name, pa.int64() if name in _INTS else pa.string() if name in _TEXTS else pa.float64())
+    for name in COLUMNS
+)
+
+
+def prepare(out: Path) -> None:
+    """Make sure that a new run may be written to ``out``, and create the folder.
+
+    Raises:
+        ResultError: ``out`` is a file, can't be written, or already holds a run.
+    """
+    if out.exists() and not out.is_dir():
+        raise ResultError(f"{out}: is a file; --out takes a folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+        held = [name for name in (*RUN_FILES, "checkpoints") if (out / name).exists()]
+    except OSError as error:
+        raise ResultError(f"{out}: can't be written ({error.strerror or error})") from error
+    if held:
+        kind = "a finished run" if _completed(out / "summary.json") else "a run that did not finish"
+        raise ResultError(f"{out}: already holds {kind} ({held[0]}): name another --out")
+
+
+class RunWriter:
+    """Writes one run directory; call `prepare` first for a new run.
+
+    A round is on disk before the next one starts: its line in ``rounds.jsonl`` is synced, and
+    ``clients.parquet`` is replaced with the rows so far.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self._rows: list[dict[str, Any]] = []
+
+    @classmethod
+    def reopen(cls, out: Path, rounds: int) -> RunWriter:
+        """Go on with a run after ``rounds`` rounds; what later rounds had written is dropped.
+
+        Raises:
+            ResultError: ``out`` holds no run, or lacks one of those rounds.
+        """
+        _need(out / "config.toml")
+        writer = cls(out)
+        lines = _text(out / "rounds.jsonl").splitlines(keepends=True) if rounds else []
+        if len(lines) < rounds:
+            raise ResultError(f"{out / 'rounds.jsonl'}: holds {len(lines)} rounds, needs {rounds}")
+        if rounds:
+            table = _table(out / "clients.parquet")
+            writer._rows = [row for row in table.to_pylist() if row["round"] <= rounds]
+        atomic_write(out / "rounds.jsonl", "".join(lines[:rounds]))
+        _rounds(out / "rounds.jsonl")
+        return writer
+
+    def write_config(self, toml_text: str) -> None:
+        """Write ``config.toml``; whoever writes it first owns the directory.
+
+        Raises:
+            ResultError: Another run wrote it in the meantime.
+        """
+        path = self.out / "config.toml"
+        try:
+            path.open("x").close()
+        except FileExistsError as error:
+            raise ResultError(f"{path}: exists; another run owns it, name another --out") from error
+        atomic_write(path, toml_text)
+
+    def write_provenance(self, provenance: Mapping[str, Any]) -> None:
+        """Write ``provenance.json``."""
+        atomic_write(self.out / "provenance.json", to_json(provenance, indent=2) + "\n")
+
+    def add_rows(self, rows: Iterable[ClientRow]) -> None:
+        """Keep rows for ``clients.parquet``."""
+        self._rows += [row.to_dict() for row in rows]
+
+    def append_round(self, record: RoundRecord) -> None:
+        """Append one synced line to ``rounds.jsonl`` and save the rows so far."""
+        with (self.out / "rounds.jsonl").open("a", encoding="utf-8") as file:
+            file.write(to_json(record.to_dict()) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.save_rows()
+
+    def save_rows(self) -> None:
+        """Replace ``clients.parquet`` with the rows so far."""
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA), buffer)
+        atomic_write(self.out / "clients.parquet", buffer.getvalue())
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write ``clients.parquet``, ``summary.csv`` and, last of all, ``summary.json``.
+
+        Raises:
+            ValueError: The summary lacks a key, has one too many, or holds a NaN.
+        """
+        if set(summary) != set(SUMMARY_KEYS):
+            raise ValueError(f"summary keys differ: {sorted(set(summary) ^ set(SUMMARY_KEYS))}")
+        text = to_json(summary, indent=2) + "\n"
+        rounds = self.out / "rounds.jsonl"
+        if not rounds.exists():
+            atomic_write(rounds, "")
+        self.save_rows()
+        row = csv_row(summary, tomllib.loads(_text(self.out / "config.toml")))
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, row, lineterminator="\n")
+        writer.writeheader()
+        writer.writerow(row)
+        atomic_write(self.out / "summary.csv", buffer.getvalue())
+        atomic_write(self.out / "summary.json", text)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One run read back.
+
+    Attributes:
+        summary: ``summary.json``.
+        rounds: ``rounds.jsonl``, one mapping a round.
+        clients: ``clients.parquet``; whole numbers are nullable ``Int64``.
+        config: ``config.toml`` parsed, and ``config_text`` as written.
+        path: The directory.
+        provenance: ``provenance.json``; empty when the run has none.
+    """
+
+    summary: dict[str, Any]
+    rounds: list[dict[str, Any]]
+    clients: pd.DataFrame
+    config: dict[str, Any]
+    path: Path = Path()
+    config_text: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def read_run(path: Path) -> RunResult:
+    """Read a run directory that has ended (completed, stopped or failed).
+
+    Raises:
+        ResultError: Names the file that is missing, broken or not ours.
+    """
+    if not path.is_dir():
+        raise ResultError(f"{path}: no such run directory")
+    summary = _json(path / "summary.json")
+    if not isinstance(summary, dict) or set(SUMMARY_KEYS) - set(summary):
+        raise ResultError(f"{path / 'summary.json'}: not a run's summary")
+    config_text = _text(path / "config.toml")
+    try:
+        config = tomllib.loads(config_text)
+    except tomllib.TOMLDecodeError as error:
+        raise ResultError(f"{path / 'config.toml'}: not valid TOML: {error}") from error
+    rounds = _rounds(path / "rounds.jsonl")
+    if len(rounds) < summary["rounds_completed"]:
+        raise ResultError(
+            f"{path / 'rounds.jsonl'}: holds {len(rounds)} rounds, "
+            f"the summary has {summary['rounds_completed']}"
+        )
+    clients = _table(path / "clients.parquet").to_pandas(
+        types_mapper={pa.int64(): pd.Int64Dtype()}.get
+    )
+    provenance = path / "provenance.json"
+    told = _json(provenance) if provenance.exists() else {}
+    return RunResult(summary, rounds, clients, config, path, config_text, told)
+
+
+def csv_row(summary: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``summary.csv``'s one row; an absent number is an empty field."""
+    rounds = summary["round_results"]
+    full = config.get("model", {}).get("adaptation") == "full"
+    rank = config.get("lora", {}).get("rank")
+    ranks = rank if isinstance(rank, list) else [rank]
+    tasks = config.get("data", {}).get("tasks") or sorted(summary["final"]["by_task"])
+    return {
+        "Experiment": summary["experiment"],
+        "Task": "+".join(tasks),
+        "Model": summary["model"],
+        "LoRA": "full" if full or rank is None else "r=" + ",".join(map(str, ranks)),
+        "Rounds": summary["rounds_completed"],
+        "Final Accuracy": summary["final"]["accuracy"],
+        "Final Loss": summary["final"]["loss"],
+        "Time (min)": round(summary["seconds"] / 60, 3),
+        "Avg Memory (MB)": _average(r["memory_mb"] for r in rounds),
+        "Avg Comm (MB)": _average(r["communication_mb"] for r in rounds),
+        **{key: summary[key] for key in ("strategy", "engine", "seed", "status")},
+    }
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return JSON text.
+
+    Raises:
+        ValueError: A number is not finite; JSON has no word for it.
+    """
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent)
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Replace a file in one step: a reader sees the old content or the new, never a part."""
+    data = content.encode() if isinstance(content, str) else content
+    # The process id keeps two writers of one file apart.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _average(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values there are."""
+    there: Sequence[float] = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else None
+
+
+def _completed(summary: Path) -> bool:
+    """Tell whether the file is the summary of a completed run."""
+    try:
+        return bool(json.loads(summary.read_text(encoding="utf-8"))["status"] == "completed")
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _need(path: Path) -> None:
+    if not path.is_file():
+        raise ResultError(f"{path}: missing; not the directory of a run that has ended")
+
+
+def _text(path: Path) -> str:
+    _need(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultError(f"{path}: can't be read ({error})") from error
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise ResultError(f"{path}: truncated or not JSON ({error})") from error
+
+
+def _rounds(path: Path) -> list[dict[str, Any]]:
+    lines = _text(path).splitlines()
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise ResultError(f"{path}: truncated or not JSON lines ({error})") from error
+
+
+def _table(path: Path) -> pa.Table:
+    _need(path)
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise ResultError(f"{path}: truncated or not Parquet ({reason})") from error
+    if table.schema.names != list(COLUMNS):
+        raise ResultError(f"{path}: not a run's client rows (columns differ)")
+    return table

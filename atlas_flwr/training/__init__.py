@@ -1,0 +1,1 @@
+"""One client's local training and evaluation, on whatever device it has."""

@@ -1,0 +1,1 @@
+"""Flower ``NumPyClient`` subclasses: what one client does with a job."""

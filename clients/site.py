@@ -1,0 +1,118 @@
+"""From an experiment to what one client finds at home; opened once per process and experiment."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from atlas_flwr.config.schema import Config
+from atlas_flwr.data.shards import Shard, deal_task
+from atlas_flwr.data.tasks import TaskSpec, resolve_tasks
+from atlas_flwr.data.tokenised import TokenisedTask, open_tokenised
+from atlas_flwr.models.adapter_io import initial_parts
+from atlas_flwr.models.backbone import ModelSpec, load, load_tokenizer
+from atlas_flwr.training.local import TrainSpec
+from atlas_flwr.types import ModelParts
+from clients.base import Site
+
+_EVAL_BATCH_FACTOR = 4  # no gradients are kept, so more rows fit than in training
+
+
+def model_spec(config: Config) -> ModelSpec:
+    """Return which model the experiment adapts, and how."""
+    return ModelSpec(
+        config.model.name, config.model.adaptation, config.lora.targets, config.lora.dropout
+    )
+
+
+def train_spec(config: Config) -> TrainSpec:
+    """Return how the experiment's clients train."""
+    return TrainSpec(
+        epochs=config.train.local_epochs,
+        batch_size=config.train.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.train.weight_decay,
+        max_grad_norm=config.train.max_grad_norm,
+        precision=config.train.precision,
+        device=config.engine.device,
+        threads=config.engine.threads,
+    )
+
+
+def task_specs(config: Config) -> dict[str, TaskSpec]:
+    """Return the experiment's tasks by name, in its order.
+
+    Raises:
+        ConfigError: A task is unknown or wrongly described.
+    """
+    return resolve_tasks(config.data.tasks, config.task)
+
+
+def open_task(config: Config, name: str) -> TokenisedTask:
+    """Return a task's tokenised rows, from the cache on disk after the first time.
+
+    Raises:
+        DataError: The rows can't be had or are wrong.
+    """
+    return open_tokenised(
+        task_specs(config)[name],
+        load_tokenizer(model_spec(config)),
+        config.model.name,
+        config.model.max_length,
+        config.data.root,
+        config.run.seed,
+    )
+
+
+def deal(config: Config, name: str) -> dict[int, Shard]:
+    """Return the rows of each client of a task.
+
+    Raises:
+        DataError: The task has too few rows for its clients.
+    """
+    partitions = config.partitions_of(name)
+    return deal_task(open_task(config, name), partitions, config.data, config.run.seed, name)
+
+
+def starting_parts(config: Config, num_labels: int, rank: int) -> ModelParts:
+    """Return the seeded model that clients of one label space and rank start from."""
+    scale = config.scale_of(rank) if rank else 1.0
+    return _initial_parts(model_spec(config), num_labels, rank, scale, config.run.seed)
+
+
+def rank_of(config: Config, partition: int) -> int:
+    """Return a client's LoRA rank, 0 under full fine-tuning."""
+    return config.rank_of(partition) if config.model.adaptation == "lora" else 0
+
+
+_initial_parts = lru_cache(maxsize=16)(initial_parts)
+
+
+def open_site(config: Config, partition: int, pool: tuple[int, ...] = ()) -> Site:
+    """Return what the partition finds at home.
+
+    Args:
+        config: The experiment.
+        partition: Who.
+        pool: Partitions whose training rows are used together; empty means its own.
+
+    Raises:
+        UserError: The model or the rows can't be had.
+    """
+    name = config.task_of(partition)
+    task, shards = open_task(config, name), deal(config, name)
+    own = shards[partition]
+    rows = np.concatenate([shards[p].train for p in pool]) if pool else own.train
+    return Site(
+        model=load(model_spec(config), task.num_labels, config.run.seed),
+        initial=starting_parts(config, task.num_labels, rank_of(config, partition)),
+        train_table=task.train,
+        train_rows=rows,
+        score_table=task.train if own.evaluation_table == "train" else task.validation,
+        own_rows=own.evaluation,
+        full_rows=own.full_evaluation,
+        spec=train_spec(config),
+        eval_batch_size=_EVAL_BATCH_FACTOR * config.train.batch_size,
+        seed=config.run.seed,
+    )

@@ -1,0 +1,1 @@
+"""One small file per method; ``registry.STRATEGIES`` names them all."""

@@ -1,0 +1,248 @@
+"""The rounds: one Flower ``Strategy`` that drives any method.
+
+Flower's own loop serves one global model, samples with a global generator and keeps no numbers for
+each client. This one serves each client its model, draws the cohort from the seed, folds replies in
+partition order and tells an observer of every client, phase and round. Methods never see Flower;
+this file never sees a formula.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from atlas_flwr.errors import AtlasError, RunFailed
+from atlas_flwr.results.record import MB, METRICS, Bytes, ClientRow, compact_ranks, round_record
+from atlas_flwr.types import Job, Update
+from atlas_flwr.wire import count_bytes, pack_job, read_update
+from strategies.base import Method, State
+from strategies.exchange import exchange, last_line, say_hello
+from strategies.rules import Limits, Observer, check_schema, draw_cohort
+
+
+@dataclass
+class _Tally:
+    """What the current round, or the final evaluation, has produced so far."""
+
+    rows: list[ClientRow] = field(default_factory=list)
+    moved: Bytes = field(default_factory=Bytes)
+
+
+class Federation(Strategy):
+    """Drives a method through its rounds over any Flower grid.
+
+    Attributes:
+        method: The method's three functions.
+        state: Where the run stands; replaced as a whole after each exchange.
+        moved: Bytes of all finished rounds.
+    """
+
+    def __init__(self, method: Method, limits: Limits, config: str, observer: Observer) -> None:
+        self.method, self.limits, self.config, self.observer = method, limits, config, observer
+        self.state: State = method.start()
+        self.nodes: dict[int, int] = {}
+        self.moved = Bytes()
+        self._tally = _Tally()
+        self._jobs: list[Job] = []
+        self._sent: list[dict[str, int]] = []
+
+    # -------------------------------------------------------------- the loop
+
+    def start(self, grid: Grid, *_: Any, **__: Any) -> Result:
+        """Run all rounds; the models are in ``state``, the numbers with the observer.
+
+        Raises:
+            RunFailed: A client was lost under ``on-failure = "raise"``, or too few replied.
+        """
+        self.nodes = say_hello(grid, self.method.setting.clients, self.limits.timeout)
+        nothing, plain = ArrayRecord(), ConfigRecord()
+        for round_ in range(self.state.round + 1, self.limits.rounds + 1):
+            began = time.monotonic()
+            self._tally = _Tally()
+            self.state = replace(self.state, round=round_, phase=0)
+            while messages := self.configure_train(round_, nothing, plain, grid):
+                self.aggregate_train(round_, exchange(grid, messages, self.limits.timeout))
+            messages = self.configure_evaluate(round_, nothing, plain, grid)
+            self.aggregate_evaluate(round_, exchange(grid, messages, self.limits.timeout))
+            seconds = time.monotonic() - began
+            self.moved += self._tally.moved
+            self.observer.round(round_record(round_, self._tally.rows, self._tally.moved, seconds))
+        return Result()
+
+    def evaluate_final(self, grid: Grid) -> list[ClientRow]:
+        """Score each distinct model once on its task's full validation set.
+
+        The task's lowest partition that holds a model scores it.
+
+        Returns:
+            A row per *client*: those who hold the same model share its scores, not its bytes.
+        """
+        self._tally = _Tally()
+        holders: dict[tuple[str, str], list[int]] = {}
+        for partition, task in enumerate(self.method.setting.tasks):
+            key = self.method.model_for(self.state, partition).key
+            holders.setdefault((key, task), []).append(partition)
+        messages = self._messages(
+            "final", [self._evaluate_job(group[0], full=True) for group in holders.values()]
+        )
+        self._drain("final", exchange(grid, messages, self.limits.timeout))
+        self.moved += self._tally.moved
+        scored = {row.partition: row for row in self._tally.rows}
+        shared = [
+            replace(scored[group[0]], partition=p, bytes_up=0, bytes_down=0, seconds=None)
+            for group in holders.values()
+            for p in group[1:]
+        ]
+        return sorted([*self._tally.rows, *shared], key=lambda row: row.partition)
+
+    # -------------------------------------------------------------- Flower's hooks
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Return the next training messages of the round; none when its exchanges are done."""
+        setting, limits = self.method.setting, self.limits
+        cohort = draw_cohort(limits.seed, server_round, setting.clients, limits.fraction)
+        jobs = self.method.plan(self.state, cohort)
+        return self._messages("train", jobs) if jobs else []
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Merge the replies, given one for each message and in their order, into ``state``."""
+        updates = self._updates("train", replies)
+        merged = self.method.merge(self.state, updates)
+        for _ in updates:  # a merge that stops early must not hide a lost client
+            pass
+        self._check_losses("train")
+        self.state = merged
+        return None, None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Return the messages that score every client's model on its own slice."""
+        jobs = [self._evaluate_job(p) for p in range(self.method.setting.clients)]
+        return self._messages("evaluate", jobs)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Take down the clients' scores."""
+        self._drain("evaluate", replies)
+        return None
+
+    def summary(self) -> None:
+        """Flower asks for a log line; the observer shows what runs."""
+
+    # -------------------------------------------------------------- jobs out, updates in
+
+    def _evaluate_job(self, partition: int, full: bool = False) -> Job:
+        """Return the job that scores a partition's model on its own or the task's full rows."""
+        served = self.method.model_for(self.state, partition)
+        return Job(
+            partition=partition,
+            action="evaluate",
+            round=self.state.round,
+            parts=served.parts,
+            private=served.private,
+            since=served.since,
+            rows="full" if full else "own",
+        )
+
+    def _messages(self, phase: str, jobs: Sequence[Job]) -> list[Message]:
+        """Return the jobs' messages in partition order, and remember what was asked."""
+        self._jobs = sorted(jobs, key=lambda job: job.partition)
+        self.observer.phase(self.state.round, phase, [job.partition for job in self._jobs])
+        contents = [pack_job(job, self.config) for job in self._jobs]
+        self._sent = [count_bytes(content) for content in contents]
+        return [
+            Message(content, self.nodes[job.partition], job.action)
+            for job, content in zip(self._jobs, contents, strict=True)
+        ]
+
+    def _drain(self, phase: str, replies: Iterable[Message]) -> None:
+        for _ in self._updates(phase, replies):
+            pass
+        self._check_losses(phase)
+
+    def _updates(self, phase: str, replies: Iterable[Message]) -> Iterator[Update]:
+        """Yield the good updates in partition order; every reply becomes a row."""
+        total = len(self._jobs)
+        turns = enumerate(zip(self._jobs, self._sent, replies, strict=True), start=1)
+        for done, (job, down, reply) in turns:
+            up = count_bytes(reply.content) if reply.has_content() else {}
+            update, status, error = _read(job, reply)
+            row = self._row(phase, job, update)
+            row = replace(
+                row,
+                bytes_up=sum(up.values()),
+                bytes_down=sum(down.values()),
+                status=status,
+                error=error,
+            )
+            self._tally.rows.append(row)
+            self._tally.moved += Bytes(up, down)
+            self.observer.client(row, update.report.notes if update else (), done, total)
+            if update is not None:
+                yield update
+
+    def _row(self, phase: str, job: Job, update: Update | None) -> ClientRow:
+        """Return the client's line for ``clients.parquet``, bytes and status apart."""
+        own = self.method.setting.ranks
+        rank = str(own[job.partition]) if own and "adapter" in job.private else None
+        row = ClientRow(
+            round=job.round,
+            partition=job.partition,
+            task=self.method.setting.tasks[job.partition],
+            phase=phase,
+            ranks=compact_ranks(job.parts.ranks()) or rank,
+        )
+        if update is None:
+            return row
+        report = update.report
+        return replace(
+            row,
+            num_examples=report.num_examples,
+            seconds=report.seconds,
+            peak_memory_mb=report.peak_memory_bytes / MB,
+            **{metric: report.metrics.get(metric) for metric in METRICS},  # type: ignore[arg-type]
+        )
+
+    def _check_losses(self, phase: str) -> None:
+        """Stop at a lost client, or go on if enough replied.
+
+        Raises:
+            RunFailed: Names each lost partition and why.
+        """
+        rows = [row for row in self._tally.rows if row.phase == phase]
+        lost = [row for row in rows if row.status != "ok"]
+        replied = len(rows) - len(lost)
+        if not lost:
+            return
+        names = "; ".join(f"partition {row.partition} {row.status}: {row.error}" for row in lost)
+        if self.limits.on_failure == "raise":
+            raise RunFailed(f"round {self.state.round}, {phase}: {names}")
+        if replied < min(self.limits.min_results, len(rows)):
+            raise RunFailed(
+                f"round {self.state.round}, {phase}: {replied} replied, "
+                f"run.min-results is {self.limits.min_results}: {names}"
+            )
+
+
+def _read(job: Job, reply: Message) -> tuple[Update | None, Any, str | None]:
+    """Return a reply's update, or its status and the reason why there is none."""
+    if reply.has_error():
+        return None, "lost", last_line(reply.error.reason)
+    try:
+        update = read_update(reply.content, job.partition)
+        check_schema(job, update)
+    except AtlasError as error:
+        return None, "rejected", str(error)
+    return update, "ok", None

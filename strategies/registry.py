@@ -1,0 +1,63 @@
+"""The table of methods: a name, a class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from atlas_flwr.errors import ConfigError, did_you_mean
+from strategies.base import Method, Options, Setting
+from strategies.centralised import Centralised
+from strategies.fedavg import FedAvg
+from strategies.fedopt import FedAdam, FedAvgM
+from strategies.fedprox import FedProx
+from strategies.local_only import LocalOnly
+
+STRATEGIES: dict[str, type[Method]] = {
+    "local_only": LocalOnly,
+    "fedavg": FedAvg,
+    "fedprox": FedProx,
+    "fedavgm": FedAvgM,
+    "fedadam": FedAdam,
+    "centralised": Centralised,
+}
+
+
+def parse_options(name: str, options: dict[str, Any]) -> Options:
+    """Check a strategy's name and options.
+
+    Raises:
+        ConfigError: The name is unknown, or an option is unknown or out of range.
+    """
+    method = STRATEGIES.get(name)
+    if method is None:
+        raise ConfigError(
+            f"strategy.name: unknown strategy '{name}'{did_you_mean(name, STRATEGIES)}; "
+            f"known: {', '.join(STRATEGIES)}"
+        )
+    try:
+        return method.Options.model_validate(options)
+    except ValidationError as error:
+        raise ConfigError(_one_line(name, method, error)) from error
+
+
+def build(name: str, options: dict[str, Any], setting: Setting) -> Method:
+    """Return the method for a setting.
+
+    Raises:
+        ConfigError: The name, an option, or the pair of method and setting is wrong.
+    """
+    parsed = parse_options(name, options)
+    return STRATEGIES[name](setting, parsed)
+
+
+def _one_line(name: str, method: type[Method], error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    key = str(first["loc"][0])
+    path = f"strategy.options.{key}"
+    if first["type"] == "extra_forbidden":
+        known = [field.replace("_", "-") for field in method.Options.model_fields]
+        options = f"its options: {', '.join(known)}" if known else "it has no options"
+        return f"{path}: '{name}' has no such option{did_you_mean(key, known)}; {options}"
+    return f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"

@@ -1,0 +1,80 @@
+"""The rules of a run that no method changes: who is drawn, how long to wait, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from atlas_flwr.errors import WireError
+from atlas_flwr.results.record import ClientRow, RoundRecord
+from atlas_flwr.seeding import rng_for
+from atlas_flwr.types import Job, Update
+
+
+class Observer(Protocol):
+    """Who is told what happens: the run directory and the screen."""
+
+    def phase(self, round_: int, phase: str, partitions: Sequence[int]) -> None:
+        """A phase begins."""
+
+    def client(self, row: ClientRow, notes: Sequence[str], done: int, total: int) -> None:
+        """A client has answered, or is lost."""
+
+    def round(self, record: RoundRecord) -> None:
+        """A round has ended."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How a run samples, waits and forgives.
+
+    Attributes:
+        seed: The run's seed.
+        rounds: Rounds to go.
+        fraction: Share of the clients drawn for training each round.
+        timeout: Seconds a phase waits for its slowest client.
+        on_failure: ``"raise"`` stops at a lost client, ``"skip"`` goes on.
+        min_results: Replies a phase needs under ``"skip"``.
+    """
+
+    seed: int
+    rounds: int
+    fraction: float = 1.0
+    timeout: float = 3600.0
+    on_failure: Literal["raise", "skip"] = "raise"
+    min_results: int = 1
+
+
+def draw_cohort(seed: int, round_: int, clients: int, fraction: float) -> list[int]:
+    """Return the partitions that train in a round, in order; at least one.
+
+    Drawn by partition id from the seed: node ids and arrival never matter.
+    """
+    size = max(1, round(fraction * clients))
+    drawn = rng_for(seed, "cohort", round_).choice(clients, size=size, replace=False)
+    return sorted(int(partition) for partition in drawn)
+
+
+def check_schema(job: Job, update: Update) -> None:
+    """Refuse a training update whose tensors are not those that were sent.
+
+    Raises:
+        WireError: Names the first tensor that is missing, extra, of another shape or not finite,
+            or an update that used no rows.
+    """
+    if not job.action.startswith("train"):
+        return
+    if update.report.num_examples == 0:
+        raise WireError("num-examples: 0 rows can't weigh in a mean")
+    sent = job.parts.body() | dict(job.parts.head)
+    got = update.parts.body() | dict(update.parts.head)
+    if odd := sorted(sent.keys() ^ got.keys()):
+        raise WireError(f"{odd[0]}: sent and returned tensors differ")
+    for name, tensor in sent.items():
+        if got[name].shape != tensor.shape:
+            raise WireError(f"{name}: shape {got[name].shape}, expected {tensor.shape}")
+        if not np.isfinite(got[name]).all():
+            raise WireError(f"{name}: holds values that are not finite")

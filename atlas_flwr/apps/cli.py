@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from atlas_flwr.config.schema import Config
 from atlas_flwr.errors import AtlasError, UserError
 
 app = typer.Typer(
@@ -46,14 +47,14 @@ def run(
     Example: atlas run demo --set run.rounds=3 --engine inline
     """
     from atlas_flwr.apps.run import run_experiment  # noqa: PLC0415 - torch loads for seconds
-    from atlas_flwr.results.console import Progress, results_table  # noqa: PLC0415
+    from atlas_flwr.results.console import Progress, print_results  # noqa: PLC0415
     from atlas_flwr.results.store import read_run  # noqa: PLC0415
 
     config = _load(file, overrides, engine, out)
     console = Console()
     with Progress(console) as progress:
         folder = run_experiment(config, progress.handle)
-    console.print(results_table(read_run(folder).summary, folder))
+    print_results(console, read_run(folder).summary, folder)
 
 
 @app.command()
@@ -70,7 +71,7 @@ def check(file: ExperimentFile, overrides: Overrides = None) -> None:
 @app.command("list")
 def list_() -> None:
     """List strategies, tasks, models and shipped experiments."""
-    from atlas_flwr.apps.describe import describe_catalogue  # noqa: PLC0415
+    from atlas_flwr.apps.catalogue import describe_catalogue  # noqa: PLC0415
 
     Console().print(describe_catalogue())
 
@@ -91,9 +92,9 @@ def compare(
 
 def _load(
     file: Path, overrides: list[str] | None, engine: str | None = None, out: Path | None = None
-):  # type: ignore[no-untyped-def]
+) -> Config:
     """Return the checked config behind a command's arguments."""
-    from atlas_flwr.apps.describe import experiment_file  # noqa: PLC0415
+    from atlas_flwr.apps.catalogue import experiment_file  # noqa: PLC0415
     from atlas_flwr.config.load import load_config, with_out  # noqa: PLC0415
 
     items = list(overrides or [])

@@ -27,6 +27,8 @@ from atlas_flwr.errors import DataError, did_you_mean
 from atlas_flwr.seeding import rng_for
 
 VALIDATION_SHARE = 0.2
+# A packaged set is scored every round of a demo: its validation set is no larger than this.
+PACKAGED_VALIDATION_ROWS = 600
 """Share of the rows that becomes the validation set where the source has none."""
 
 SPLITS = ("train", "validation")
@@ -220,7 +222,10 @@ def _hub_errors(repo: str, name: str) -> Iterator[None]:
 
 def _split(rows: Rows, spec: TaskSpec, names: tuple[str, ...], seed: int) -> TaskRows:
     """Cut a validation set out, each class apart."""
-    part = stratified_part(rows.labels, VALIDATION_SHARE, rng_for(seed, f"split/{spec.source}"))
+    share = VALIDATION_SHARE
+    if spec.package:
+        share = min(share, PACKAGED_VALIDATION_ROWS / max(1, len(rows.labels)))
+    part = stratified_part(rows.labels, share, rng_for(seed, f"split/{spec.source}"))
     inside = np.zeros(len(rows.labels), dtype=bool)
     inside[part] = True
     train, validation = rows.take(np.flatnonzero(~inside)), rows.take(np.flatnonzero(inside))

@@ -21,7 +21,7 @@ from atlas_flwr.data.load import Rows, is_split_by_seed, load_rows, source_ident
 from atlas_flwr.data.tasks import TaskSpec
 from atlas_flwr.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Part of every cache key; raise it when rows, splits or the file's layout change meaning."""
 
 _TOKENISE_ROWS = 4096

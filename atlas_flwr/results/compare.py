@@ -118,9 +118,9 @@ def write_comparison(runs: Sequence[RunResult], out: Path) -> Comparison:
 def comparison_table(found: Comparison) -> rich.table.Table:
     """Return the comparison for the terminal, a section per task set."""
     table = rich.table.Table(caption=found.text, caption_justify="left")
-    table.add_column("run", overflow="fold")
-    table.add_column("strategy", overflow="fold")
-    for name in ("accuracy", "worst client", "loss", "moved", "time"):
+    table.add_column("run", overflow="fold", min_width=16)
+    table.add_column("strategy", overflow="fold", min_width=10)
+    for name in ("accuracy", "worst", "moved", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     for panel in found.panels:
         table.add_section()
@@ -128,7 +128,8 @@ def comparison_table(found: Comparison) -> rich.table.Table:
             table.add_row(Text(f"tasks: {panel.title}", style="bold"))
         for label, run in panel.runs.items():
             row = _row(label, run)
-            table.add_row(Text(label), Text(str(row["strategy"])), *_numbers(row))
+            accuracy, worst, _, *cost = _numbers(row)
+            table.add_row(Text(label), Text(str(row["strategy"])), accuracy, worst, *cost)
     return table
 
 

@@ -28,7 +28,7 @@ from atlas_flwr.results.store import RunResult
 
 CROWD = 24  # points beyond which markers hide their line
 INK, QUIET = "#1f2328", "#8a9099"
-MARKERS, DASHES = "os^DvPX", ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
+MARKERS, DASHES = "os^DvP", ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.titlesize": 13,

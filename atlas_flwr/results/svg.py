@@ -84,9 +84,8 @@ def strip_chart(title: str, groups: Sequence[Series], end: int | None = None) ->
         groups: One per task.
         end: The x that stands for "after the last round", set apart and named "end".
     """
-    frame = _frame(
-        [x for g in groups for x, _ in g.points], [y for g in groups for _, y in g.points], pad=0.5
-    )
+    xs = sorted({x for g in groups for x, _ in g.points})
+    frame = _frame(xs, [y for g in groups for _, y in g.points], pad=0.5 * _spacing(xs))
     spread = 0.6 * _spacing(frame.rounds)
     step = spread / max(len(groups), 1)
     parts = []

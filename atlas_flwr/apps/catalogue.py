@@ -1,0 +1,71 @@
+"""What there is to run: strategies, tasks, models and shipped experiments; loads in no time."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from atlas_flwr.config.load import load_config
+from atlas_flwr.data.tasks import TASKS
+from atlas_flwr.errors import ConfigError, did_you_mean
+from atlas_flwr.models.catalog import MODELS
+from strategies.registry import STRATEGIES
+
+
+def shipped_experiments() -> dict[str, Path]:
+    """Return the experiment files that come with the package, by name."""
+    folder = Path(str(files("experiments")))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def experiment_file(given: Path) -> Path:
+    """Return the file a command line names: a path, or the name of a shipped experiment.
+
+    Raises:
+        ConfigError: Neither a file nor a shipped name.
+    """
+    if given.is_file():
+        return given
+    shipped = shipped_experiments()
+    if given.name == str(given) and given.stem in shipped and given.suffix in ("", ".toml"):
+        return shipped[given.stem]
+    near = did_you_mean(str(given), shipped)
+    raise ConfigError(
+        f"{given}: no such file{near}; shipped experiments: {', '.join(shipped)}"
+    )
+
+
+def describe_catalogue() -> RenderableType:
+    """Return tables of the strategies, tasks, models and shipped experiments."""
+    strategies = plain_table("Strategies", "name", "what it does", "options (default)")
+    for name, method in STRATEGIES.items():
+        fields = method.Options.model_fields.items()
+        options = ", ".join(f"{key.replace('_', '-')} ({field.default})" for key, field in fields)
+        strategies.add_row(name, method.summary, options or "none")
+    tasks = plain_table("Tasks", "name", "text columns", "labels", "where from")
+    for name, spec in TASKS.items():
+        source = f"PyPI: {spec.package}" if spec.package else f"hub: {'/'.join(spec.hub or ())}"
+        tasks.add_row(name, ", ".join(spec.text), ", ".join(spec.label_names), source)
+    models = plain_table("Models", "name", "what it is", "where from")
+    for name, model in MODELS.items():
+        source = f"PyPI: {model.wheel}" if model.package else f"hub: {model.hub_id}"
+        models.add_row(name, model.about, source)
+    models.add_row("any other", "a hub id or a local folder", "AutoModelForSequenceClassification")
+    experiments = plain_table("Experiments", "name", "tasks", "strategy", "clients", "rounds")
+    for name, path in shipped_experiments().items():
+        config = load_config(path)
+        run, chosen = config.run, config.strategy.name
+        tasks_of = ", ".join(config.data.tasks)
+        experiments.add_row(name, tasks_of, chosen, str(run.clients), str(run.rounds))
+    return Group(strategies, tasks, models, experiments)
+
+
+def plain_table(title: str, *columns: str) -> Table:
+    """Return an empty table in the house style."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

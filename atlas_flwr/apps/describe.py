@@ -1,0 +1,63 @@
+"""What an experiment would run: ``atlas check`` as tables, from its real data and model."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from atlas_flwr.apps.catalogue import plain_table
+from atlas_flwr.apps.prepare import Prepared, prepare
+from atlas_flwr.config.schema import Config
+from atlas_flwr.types import ModelParts
+from clients.site import deal
+
+
+def describe_experiment(config: Config) -> RenderableType:
+    """Open an experiment's data and model and say what would run.
+
+    Raises:
+        UserError: Anything that would stop it, in one line.
+    """
+    prepared = prepare(config)
+    return Group(
+        Text(f"{config.run.name}: nothing is wrong. This would run:", style="bold"),
+        _facts(config, prepared),
+        _clients(config, prepared),
+    )
+
+
+def _facts(config: Config, prepared: Prepared) -> Table:
+    """Return the run in a few lines, with the bytes one client's model has."""
+    setting = prepared.method.setting
+    table = Table.grid(padding=(0, 2))
+    sizes = {_count(setting.initial_for(p)) for p in range(setting.clients)}
+    trained = " to ".join(f"{size:,}" for size in sorted({min(sizes), max(sizes)}))
+    cohort = f"{config.run.fraction:.0%} of {config.run.clients} clients"
+    for name, value in (
+        ("strategy", f"{config.strategy.name}, {setting.head_policy} heads"),
+        ("model", f"{config.model.name}, {config.model.adaptation}: {trained} numbers trained"),
+        ("rounds", f"{config.run.rounds}, {cohort} each, seed {config.run.seed}"),
+        ("engine", f"{config.engine.kind}, device {config.engine.device}"),
+        ("learning rate", f"{config.learning_rate:g}"),
+    ):
+        table.add_row(Text(name, style="dim"), value)
+    return table
+
+
+def _clients(config: Config, prepared: Prepared) -> Table:
+    """Return a row for each client: its rows and its label mix."""
+    table = plain_table("Clients", "partition", "task", "train rows", "own slice", "label mix", "rank")
+    setting = prepared.method.setting
+    for partition, task in enumerate(setting.tasks):
+        shard = deal(config, task)[partition]
+        mix = " ".join(f"{share:.0%}" for share in shard.mix)
+        rank = str(setting.ranks[partition]) if setting.ranks else "full"
+        numbers = (str(len(shard.train)), str(len(shard.evaluation)), mix, rank)
+        table.add_row(str(partition), task, *numbers)
+    return table
+
+
+def _count(parts: ModelParts) -> int:
+    """Return how many numbers a model trains."""
+    return sum(tensor.size for tensor in (*parts.body().values(), *parts.head.values()))

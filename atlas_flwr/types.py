@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Tensors = Mapping[str, Array]
-Scalar = int | float | str | bool
+Scalar = bool | bytes | float | int | str  # what Flower's config may hold
 
 Part = Literal["adapter", "head", "weights"]
 PARTS: tuple[Part, ...] = ("adapter", "head", "weights")

@@ -75,12 +75,8 @@ def _pack_parts(content: RecordDict, parts: ModelParts) -> None:
             {name: Array(np.ascontiguousarray(tensor)) for name, tensor in tensors.items()}
         )
     if parts.adapter:
-        content[_SCALES] = ConfigRecord(
-            {
-                "module": list(parts.adapter),
-                "scale": [float(f.scale) for f in parts.adapter.values()],
-            }
-        )
+        scales = {module: float(factors.scale) for module, factors in parts.adapter.items()}
+        content[_SCALES] = ConfigRecord({"scales": json.dumps(scales)})
 
 
 def _read_parts(content: RecordDict) -> ModelParts:
@@ -89,9 +85,8 @@ def _read_parts(content: RecordDict) -> ModelParts:
         for kind in PARTS
         if kind in content.array_records
     }
-    scales = content.config_records.get(_SCALES, {})
-    pairs = zip(scales.get("module", []), scales.get("scale", []), strict=True)
-    return unflatten(kinds, dict(pairs))  # type: ignore[arg-type]
+    told = content.config_records.get(_SCALES, ConfigRecord())
+    return unflatten(kinds, json.loads(str(told.get("scales", "{}"))))
 
 
 # ------------------------------------------------------------------ jobs
@@ -155,7 +150,7 @@ def pack_update(update: Update) -> RecordDict:
     content = RecordDict()
     _pack_parts(content, update.parts)
     report = update.report
-    numbers: dict[str, int | float] = {
+    numbers: dict[str, int | float | list[int] | list[float]] = {
         NUM_EXAMPLES: int(report.num_examples),
         "seconds": float(report.seconds),
         "peak-memory-bytes": int(report.peak_memory_bytes),
@@ -183,13 +178,14 @@ def read_update(content: RecordDict, partition: int) -> Update:
     count = numbers.get(NUM_EXAMPLES)
     if not isinstance(count, int) or count < 0:
         raise WireError(f"{NUM_EXAMPLES}: must be an integer >= 0, got {count!r}")
+    plain = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
     report = Report(
         num_examples=count,
-        metrics={k: float(v) for k, v in numbers.items() if k not in _OWN_METRICS},
-        seconds=float(numbers.get("seconds", 0.0)),
-        peak_memory_bytes=int(numbers.get("peak-memory-bytes", 0)),
+        metrics={k: float(v) for k, v in plain.items() if k not in _OWN_METRICS},
+        seconds=float(plain.get("seconds", 0.0)),
+        peak_memory_bytes=int(plain.get("peak-memory-bytes", 0)),
         device=str(said.get("device", "cpu")),
-        notes=tuple(str(note) for note in said.get("notes", [])),  # type: ignore[union-attr]
+        notes=tuple(str(said.get("notes", "")).splitlines()),
     )
     return Update(partition, report, _read_parts(content))
 
@@ -208,7 +204,7 @@ def read_hello(content: RecordDict) -> int:
     Raises:
         WireError: The answer names no partition.
     """
-    record = content.config_records.get("hello", {})
+    record = content.config_records.get("hello", ConfigRecord())
     partition = record.get(PARTITION_ID)
     if not isinstance(partition, int) or partition < 0:
         raise WireError(f"hello: {PARTITION_ID} must be an integer >= 0, got {partition!r}")
@@ -221,7 +217,7 @@ def count_bytes(content: RecordDict) -> dict[str, int]:
     Arrays count with their NumPy headers and names. Flower's own count fails on empty strings and
     lists, so the small records are counted as they are serialised.
     """
-    counts = {kind: 0 for kind in PARTS}
+    counts: dict[str, int] = {kind: 0 for kind in PARTS}
     rest = RecordDict()
     for name, record in content.items():
         if name in PARTS:

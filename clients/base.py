@@ -6,15 +6,14 @@ vault, named by the round in which it was written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
 from flwr.client import NumPyClient
 
-from atlas_flwr.errors import WireError
 from atlas_flwr.data.tokenised import TokenTable
+from atlas_flwr.errors import WireError
 from atlas_flwr.models.adapter_io import read_parts, write_parts
 from atlas_flwr.models.backbone import LoadedModel
 from atlas_flwr.seeding import rng_for, seed_for
@@ -63,7 +62,7 @@ class Site:
     seed: int
 
 
-class FineTuneClient(NumPyClient):  # type: ignore[misc]
+class FineTuneClient(NumPyClient):
     """Fine-tunes the kinds of tensors its subclass names."""
 
     kinds: ClassVar[tuple[Part, ...]]
@@ -73,7 +72,7 @@ class FineTuneClient(NumPyClient):  # type: ignore[misc]
         self.layout = to_arrays(job.parts)[1]
 
     def fit(
-        self, parameters: list[Array], config: Mapping[str, Scalar]
+        self, parameters: list[Array], config: dict[str, Scalar]
     ) -> tuple[list[Array], int, dict[str, Scalar]]:
         """Train on the client's rows from the tensors sent.
 
@@ -104,7 +103,7 @@ class FineTuneClient(NumPyClient):  # type: ignore[misc]
         return arrays, result.num_examples, {"loss": result.loss, "notes": "\n".join(result.notes)}
 
     def evaluate(
-        self, parameters: list[Array], config: Mapping[str, Scalar]
+        self, parameters: list[Array], config: dict[str, Scalar]
     ) -> tuple[float, int, dict[str, Scalar]]:
         """Score the tensors sent on the client's own slice, or on the task's full set.
 

@@ -106,7 +106,7 @@ class Served:
 class Method:
     """Federated averaging of everything that travels; the base of the others."""
 
-    Options: ClassVar[type[Options]] = Options
+    options_type: ClassVar[type[Options]] = Options
     summary: ClassVar[str] = ""
     mixed_ranks: ClassVar[bool] = False
 

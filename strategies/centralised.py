@@ -25,7 +25,7 @@ class Centralised(Method):
     lowest partition reads the rows of the others.
     """
 
-    Options = CentralisedOptions
+    options_type = CentralisedOptions
     options: CentralisedOptions
     summary = "the pooled rows of each task, equal steps (the ceiling)"
 

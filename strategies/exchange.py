@@ -97,11 +97,16 @@ class _Inbox:
             if time.monotonic() > self._end:
                 return f"no reply within run.client-timeout ({self._timeout:.0f} s)"
             replies = list(self._grid.pull_messages(list(self._turns)))
+            found = None
+            # A pulled reply is never handed out again: all of a pull are taken, whoever's turn.
             for reply in replies:
                 arrived = self._turns.pop(reply.metadata.reply_to_message_id)
                 if arrived == turn:
-                    return reply
-                self._spool(arrived, reply)
+                    found = reply
+                else:
+                    self._spool(arrived, reply)
+            if found is not None:
+                return found
             if not replies:
                 time.sleep(_POLL_SECONDS)
         return self._unspool(turn)

@@ -56,7 +56,7 @@ class FedAvgMOptions(Options):
 class FedAvgM(FedOpt):
     """FedAvg with server momentum ``v ← β v + Δ, θ ← θ + η v``."""
 
-    Options = FedAvgMOptions
+    options_type = FedAvgMOptions
     options: FedAvgMOptions
     summary = "FedAvg with server momentum"
 
@@ -86,7 +86,7 @@ class FedAdamOptions(Options):
 class FedAdam(FedOpt):
     """Adam on the server over the clients' mean movement, bias-corrected as Flower's own is."""
 
-    Options = FedAdamOptions
+    options_type = FedAdamOptions
     options: FedAdamOptions
     summary = "Adam on the server over the clients' mean movement"
 

@@ -24,7 +24,7 @@ class FedProx(Method):
     With LoRA the term acts on the factors, as is usual, and so depends on their gauge.
     """
 
-    Options = FedProxOptions
+    options_type = FedProxOptions
     options: FedProxOptions
     summary = "FedAvg with a proximal term (mu) on the clients"
 

@@ -37,7 +37,7 @@ def parse_options(name: str, options: dict[str, Any]) -> Options:
             f"known: {', '.join(STRATEGIES)}"
         )
     try:
-        return method.Options.model_validate(options)
+        return method.options_type.model_validate(options)
     except ValidationError as error:
         raise ConfigError(_one_line(name, method, error)) from error
 
@@ -57,7 +57,7 @@ def _one_line(name: str, method: type[Method], error: ValidationError) -> str:
     key = str(first["loc"][0])
     path = f"strategy.options.{key}"
     if first["type"] == "extra_forbidden":
-        known = [field.replace("_", "-") for field in method.Options.model_fields]
+        known = [field.replace("_", "-") for field in method.options_type.model_fields]
         options = f"its options: {', '.join(known)}" if known else "it has no options"
         return f"{path}: '{name}' has no such option{did_you_mean(key, known)}; {options}"
     return f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"

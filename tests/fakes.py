@@ -5,10 +5,13 @@ Every builder is deterministic and takes milliseconds; nothing needs a hub.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import tomli_w
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -156,6 +159,50 @@ def tiny_tokenizer(architecture: str = "distilbert") -> PreTrainedTokenizerFast:
         model_max_length=64,
         model_input_names=[*names, "token_type_ids"] if architecture == "bert" else names,
     )
+
+
+def task_rows(rows: int, num_labels: int = 2, seed: int = 0) -> list[dict[str, Any]]:
+    """Return rows ``{text, label}`` that can be learnt: each label has words of its own."""
+    rng = np.random.default_rng(seed)
+    own = np.array_split(np.array(WORDS[4:]), num_labels)
+    found = []
+    for i in range(rows):
+        label = i % num_labels
+        words = [*rng.choice(own[label], 3), *rng.choice(WORDS, rng.integers(4, 9))]
+        found.append({"text": " ".join(words), "label": label})
+    return found
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as the file's suffix says: csv, jsonl or parquet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    match path.suffix:
+        case ".parquet":
+            pd.DataFrame(rows).to_parquet(path)
+        case ".csv":
+            pd.DataFrame(rows).to_csv(path, index=False)
+        case ".jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        case other:
+            raise ValueError(other)
+
+
+def tiny_task(
+    folder: Path, suffix: str = "csv", *, num_labels: int = 2, seed: int = 0, train: int = 160
+) -> dict[str, Any]:
+    """Write a task's train and validation files; return its ``[[task]]`` section."""
+    write_rows(folder / f"train.{suffix}", task_rows(train, num_labels, seed))
+    write_rows(folder / f"validation.{suffix}", task_rows(48, num_labels, seed + 1000))
+    return {"name": folder.name, "path": str(folder), "text": "text", "label": "label"}
+
+
+def write_experiment(path: Path, tree: dict[str, Any], **sections: dict[str, Any]) -> Path:
+    """Write an experiment file: ``tree`` with the given sections laid over it, key by key."""
+    merged = {name: dict(body) if isinstance(body, dict) else body for name, body in tree.items()}
+    for name, body in sections.items():
+        merged[name] = {**merged.get(name, {}), **body}
+    path.write_text(tomli_w.dumps(merged), encoding="utf-8")
+    return path
 
 
 class FakeTable:

@@ -1,4 +1,7 @@
-"""Server optimisers over the round's pseudo-gradient ``Δ = mean − previous`` (Reddi et al. 2021)."""
+"""Server optimizers over the round's pseudo-gradient ``Δ = mean − previous``.
+
+Reddi et al. 2021 (FedAdam), Hsu et al. 2019 (FedAvgM).
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The ServerApp, the ClientApp and the command line: the only place that knows strategies and clients."""
+"""ServerApp, ClientApp and command line: the only place that knows strategies and clients."""

@@ -33,22 +33,20 @@ def experiment_file(given: Path) -> Path:
     if given.name == str(given) and given.stem in shipped and given.suffix in ("", ".toml"):
         return shipped[given.stem]
     near = did_you_mean(str(given), shipped)
-    raise ConfigError(
-        f"{given}: no such file{near}; shipped experiments: {', '.join(shipped)}"
-    )
+    raise ConfigError(f"{given}: no such file{near}; shipped experiments: {', '.join(shipped)}")
 
 
 def describe_catalogue() -> RenderableType:
     """Return tables of the strategies, tasks, models and shipped experiments."""
     strategies = plain_table("Strategies", "name", "what it does", "options (default)")
     for name, method in STRATEGIES.items():
-        fields = method.Options.model_fields.items()
+        fields = method.options_type.model_fields.items()
         options = ", ".join(f"{key.replace('_', '-')} ({field.default})" for key, field in fields)
         strategies.add_row(name, method.summary, options or "none")
     tasks = plain_table("Tasks", "name", "text columns", "labels", "where from")
     for name, spec in TASKS.items():
         source = f"PyPI: {spec.package}" if spec.package else f"hub: {'/'.join(spec.hub or ())}"
-        tasks.add_row(name, ", ".join(spec.text), ", ".join(spec.label_names), source)
+        tasks.add_row(name, ", ".join(spec.text), ", ".join(spec.label_names or ()), source)
     models = plain_table("Models", "name", "what it is", "where from")
     for name, model in MODELS.items():
         source = f"PyPI: {model.wheel}" if model.package else f"hub: {model.hub_id}"

@@ -85,9 +85,13 @@ def compare(
 
     Example: atlas compare runs/fedavg runs/local_only --out comparison
     """
-    from atlas_flwr.results.compare import compare_folders  # noqa: PLC0415
+    from atlas_flwr.results.compare import comparison_table, write_comparison  # noqa: PLC0415
+    from atlas_flwr.results.store import read_run  # noqa: PLC0415
 
-    Console().print(compare_folders(runs, out))
+    found = write_comparison([read_run(folder) for folder in runs], out)
+    console = Console()
+    console.print(comparison_table(found))
+    console.print(str(out.resolve() / "comparison.html"), style="bold", soft_wrap=True)
 
 
 def _load(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from atlas_flwr.engine.vault import Vault
 from atlas_flwr.errors import WireError
 from atlas_flwr.training.memory import peak_bytes, reset_peak
 from atlas_flwr.training.precision import device_name, resolve_device
-from atlas_flwr.types import Job, ModelParts, Report, Update
+from atlas_flwr.types import Job, ModelParts, Report, Scalar, Update
 from atlas_flwr.wire import (
     PARTITION_ID,
     from_arrays,
@@ -54,7 +55,7 @@ def train(message: Message, context: Context) -> Message:
     notes = str(metrics.pop("notes", ""))
     report = Report(
         num_examples=rows,
-        metrics={name: float(value) for name, value in metrics.items()},
+        metrics=_numbers(metrics),
         seconds=time.monotonic() - began,
         peak_memory_bytes=peak_bytes(device),
         device=device_name(device),
@@ -74,7 +75,7 @@ def evaluate(message: Message, context: Context) -> Message:
     loss, rows, metrics = _client(job, config).evaluate(to_arrays(job.parts)[0], {})
     report = Report(
         num_examples=rows,
-        metrics={"loss": loss, **metrics} if rows else {},
+        metrics=_numbers({"loss": loss, **metrics}) if rows else {},
         seconds=time.monotonic() - began,
         peak_memory_bytes=peak_bytes(device),
         device=device_name(device),
@@ -87,6 +88,10 @@ def _client(job: Job, config: Config) -> FineTuneClient:
     site = open_site(config, job.partition, job.pool)
     vault = Vault(Path(config.run.out or ".") / "vault", job.partition)
     return CLIENTS[config.model.adaptation](site, job, vault)
+
+
+def _numbers(metrics: Mapping[str, Scalar]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def _partition(context: Context) -> int:

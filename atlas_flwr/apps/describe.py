@@ -47,7 +47,9 @@ def _facts(config: Config, prepared: Prepared) -> Table:
 
 def _clients(config: Config, prepared: Prepared) -> Table:
     """Return a row for each client: its rows and its label mix."""
-    table = plain_table("Clients", "partition", "task", "train rows", "own slice", "label mix", "rank")
+    table = plain_table(
+        "Clients", "partition", "task", "train rows", "own slice", "label mix", "rank"
+    )
     setting = prepared.method.setting
     for partition, task in enumerate(setting.tasks):
         shard = deal(config, task)[partition]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from atlas_flwr.apps.prepare import Prepared, model_spec
+from atlas_flwr.apps.prepare import Prepared
 from atlas_flwr.config.schema import Config
 from atlas_flwr.engine.vault import Vault
 from atlas_flwr.models.backbone import load
 from atlas_flwr.models.export import save_adapter, save_full
 from atlas_flwr.types import ModelParts
+from clients.site import model_spec
 from strategies.base import Served, State
 
 
@@ -54,6 +55,4 @@ def _whole(served: Served, out: Path, partition: int, initial: ModelParts) -> Mo
     if not served.private:
         return served.parts
     kept = Vault(out / "vault", partition).load(served.since) if served.since else initial
-    return replace(
-        served.parts, **{kind: getattr(kept, kind) for kind in served.private}
-    )
+    return replace(served.parts, **{kind: getattr(kept, kind) for kind in served.private})

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import atlas_flwr
 import clients
 import strategies
-
-import atlas_flwr
 from atlas_flwr.errors import AtlasError
 
 

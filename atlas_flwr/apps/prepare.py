@@ -1,4 +1,4 @@
-"""From a config to a method's setting: everything that can be wrong is found before a client runs."""
+"""From a config to a method's setting: what can be wrong is found before a client runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from atlas_flwr.config.schema import Config
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.training.precision import resolve_device
-from clients.site import deal, model_spec, open_task, rank_of, starting_parts, task_specs
+from clients.site import deal, open_task, rank_of, starting_parts, task_specs
 from strategies.base import Method, Setting
 from strategies.registry import build, parse_options
 
@@ -62,6 +62,3 @@ def prepare(config: Config) -> Prepared:
     )
     method = build(config.strategy.name, config.strategy.options, setting)
     return Prepared(method, {name: task.label_names for name, task in opened.items()})
-
-
-__all__ = ["Prepared", "check_names", "model_spec", "prepare"]

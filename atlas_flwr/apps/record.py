@@ -132,6 +132,4 @@ class Recorder:
         peaks = [row.peak_memory_mb for row in self._rows if row.peak_memory_mb is not None]
         seconds = time.monotonic() - self._began
         peak = max(peaks, default=None)
-        self._writer.finish(
-            summary(self._facts, status, self.rounds, scores, moved, seconds, peak)
-        )
+        self._writer.finish(summary(self._facts, status, self.rounds, scores, moved, seconds, peak))

@@ -30,7 +30,9 @@ def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run-config names: ``config``, ``out``, ``overrides``."""
     told = context.run_config
     if not told.get("config"):
-        raise ConfigError("config: name the experiment file, e.g. --run-config \"config='/a.toml'\"")
+        raise ConfigError(
+            "config: name the experiment file, e.g. --run-config \"config='/a.toml'\""
+        )
     overrides = [item for item in str(told.get("overrides", "")).split(";") if item.strip()]
     config = load_config(Path(str(told["config"])), overrides)
     config = with_out(config, str(told["out"]) if told.get("out") else None)

@@ -1,4 +1,4 @@
-"""From TOML and dotted overrides to a checked ``Config``; every refusal is one line with its path."""
+"""From TOML and dotted overrides to a checked ``Config``; a refusal is one line with its path."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ Own-field checks live here; checks across sections are in ``load.py``.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -178,7 +179,7 @@ class Config(Section):
             case "standard":
                 return self.lora.alpha / rank
             case "rs":
-                return self.lora.alpha / float(rank) ** 0.5
+                return self.lora.alpha / math.sqrt(rank)
 
     def task_of(self, partition: int) -> str:
         """Return a client's task: clients are dealt in contiguous, nearly equal blocks."""

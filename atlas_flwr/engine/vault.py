@@ -28,7 +28,7 @@ class Vault:
         self._partition = partition
 
     def save(self, round_: int, parts: ModelParts) -> None:
-        """Write the parts as of the end of a round; older rounds than the one before are dropped."""
+        """Write the parts as of the end of a round; only the round before stays beside them."""
         self._folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             f"{kind}/{name}": tensor
@@ -59,7 +59,7 @@ class Vault:
         kinds: dict[str, dict[str, object]] = {kind: {} for kind in PARTS}
         with safe_open(path, framework="numpy") as file:
             scales = json.loads((file.metadata() or {}).get("scales", "{}"))
-            for key in file.keys():
+            for key in file.keys():  # noqa: SIM118 - a safetensors file is not a mapping
                 kind, _, name = key.partition("/")
                 kinds[kind][name] = file.get_tensor(key)
         return unflatten(kinds, scales)  # type: ignore[arg-type]

@@ -72,7 +72,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 def ours(imported: str) -> bool:
-    return imported.split(".")[0] in PACKAGES
+    return imported.split(".", maxsplit=1)[0] in PACKAGES
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)

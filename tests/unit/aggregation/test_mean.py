@@ -23,9 +23,7 @@ def cohorts(draw: st.DrawFn) -> tuple[list[dict[str, np.ndarray]], list[int]]:
     size = draw(st.integers(1, 6))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     weights = draw(st.lists(st.integers(1, 1000), min_size=size, max_size=size))
-    clients = [
-        {"a": rng.standard_normal((3, 5)), "b": rng.standard_normal(7)} for _ in range(size)
-    ]
+    clients = [{"a": rng.standard_normal((3, 5)), "b": rng.standard_normal(7)} for _ in range(size)]
     return clients, weights
 
 

@@ -30,9 +30,7 @@ def test_momentum_zero_and_rate_one_is_the_mean() -> None:
 def test_momentum_two_steps_closed_form() -> None:
     start = {"a": np.zeros(3)}
     first, memory = momentum_step(start, {"a": np.ones(3)}, {}, learning_rate=0.5, momentum=0.9)
-    second, _ = momentum_step(
-        first, {"a": first["a"]}, memory, learning_rate=0.5, momentum=0.9
-    )
+    second, _ = momentum_step(first, {"a": first["a"]}, memory, learning_rate=0.5, momentum=0.9)
     np.testing.assert_allclose(first["a"], 0.5)
     np.testing.assert_allclose(second["a"], 0.5 + 0.5 * 0.9)
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fakes import ARCHITECTURES, random_parts
 
 from atlas_flwr.errors import WriteBackError
 from atlas_flwr.models.adapter_io import initial_parts, read_parts, write_parts
 from atlas_flwr.models.backbone import ModelSpec, load
 from atlas_flwr.types import ModelParts
+from fakes import ARCHITECTURES, random_parts
 
 EVERY = (*ARCHITECTURES, "minilm")
 

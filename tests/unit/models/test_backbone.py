@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fakes import ARCHITECTURES, FakeTable, tiny_model
 from transformers import AutoModelForSequenceClassification
 
 from atlas_flwr.errors import ModelError
@@ -11,6 +10,7 @@ from atlas_flwr.models import backbone
 from atlas_flwr.models.adapter_io import initial_parts, read_parts, write_parts
 from atlas_flwr.models.backbone import ModelSpec, load, load_fresh, load_tokenizer
 from atlas_flwr.types import ModelParts
+from fakes import ARCHITECTURES, FakeTable, tiny_model
 
 HEADS = {
     "distilbert": ("pre_classifier", "classifier"),

@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from fakes import tiny_model
 from transformers import T5Config, ViTConfig
 
 from atlas_flwr.errors import ModelError
 from atlas_flwr.models import catalog
 from atlas_flwr.models.backbone import ModelSpec, load, load_tokenizer
+from fakes import tiny_model
 
 
 def test_packaged_model_is_found_without_importing_its_package():

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import ARCHITECTURES, FakeTable, random_parts, tiny_model
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -15,6 +14,7 @@ from atlas_flwr.models.adapter_io import read_parts, write_parts
 from atlas_flwr.models.backbone import LoadedModel, ModelSpec, load
 from atlas_flwr.models.export import save_adapter, save_full
 from atlas_flwr.types import ModelParts
+from fakes import ARCHITECTURES, FakeTable, random_parts, tiny_model
 
 EVERY = (*ARCHITECTURES, "minilm")
 # PEFT 0.21 asks transformers 5.23 for a property under its old name.

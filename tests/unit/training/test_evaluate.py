@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fakes import ARCHITECTURES, FakeTable
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as oracle
@@ -13,6 +12,7 @@ from atlas_flwr.errors import AtlasError
 from atlas_flwr.models.adapter_io import initial_parts, read_parts, write_parts
 from atlas_flwr.models.backbone import ModelSpec, load
 from atlas_flwr.training.evaluate import classification_metrics, evaluate
+from fakes import ARCHITECTURES, FakeTable
 
 CLASSES = st.lists(st.integers(0, 2), min_size=1, max_size=30)
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fakes import ARCHITECTURES, FakeTable
 from torch import nn
 
 from atlas_flwr.errors import AtlasError, UserError
@@ -17,6 +16,7 @@ from atlas_flwr.training.batches import bucketed
 from atlas_flwr.training.evaluate import evaluate
 from atlas_flwr.training.local import TrainSpec, train
 from atlas_flwr.types import ModelParts
+from fakes import ARCHITECTURES, FakeTable
 
 SPEC = TrainSpec(batch_size=8, learning_rate=5e-3, precision="fp32", device="cpu")
 TABLE = FakeTable(48)

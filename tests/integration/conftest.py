@@ -1,0 +1,123 @@
+"""The real command line in this process, over tiny models and tasks on disk."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from atlas_flwr.apps.cli import main
+from fakes import tiny_model, tiny_task, write_experiment
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory with its parsed files."""
+
+    folder: Path
+    summary: dict[str, Any]
+    rounds: list[dict[str, Any]]
+    clients: pd.DataFrame
+
+    @classmethod
+    def read(cls, folder: Path) -> Run:
+        lines = (folder / "rounds.jsonl").read_text().splitlines()
+        return cls(
+            folder,
+            json.loads((folder / "summary.json").read_text()),
+            [json.loads(line) for line in lines],
+            pd.read_parquet(folder / "clients.parquet"),
+        )
+
+    def tensors(self) -> dict[str, bytes]:
+        """Return the exported tensor files' bytes by their path."""
+        found = [*self.folder.glob("adapters/*/*.safetensors")]
+        found += self.folder.glob("models/*/*.safetensors")
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in sorted(found)}
+
+
+@pytest.fixture(scope="session")
+def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Give the folder of a tiny model by architecture, built once."""
+    made: dict[str, str] = {"minilm": "minilm"}
+
+    def folder(architecture: str) -> str:
+        if architecture not in made:
+            made[architecture] = tiny_model(tmp_path_factory.mktemp(architecture), architecture)
+        return made[architecture]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sections(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Give three tasks of one's own: ``two`` (csv), ``deux`` (jsonl), ``three`` (parquet)."""
+    home = tmp_path_factory.mktemp("tasks")
+    return {
+        "two": tiny_task(home / "two", "csv", seed=1),
+        "deux": tiny_task(home / "deux", "jsonl", seed=2),
+        "three": tiny_task(home / "three", "parquet", num_labels=3, seed=3),
+    }
+
+
+@pytest.fixture(scope="session")
+def tree(model_of: Callable[[str], str], sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Give a small experiment: three clients, one task, two rounds, inline, in about a second."""
+    return {
+        "run": {"name": "tiny", "rounds": 2, "clients": 3, "seed": 7},
+        "model": {"name": model_of("distilbert"), "max-length": 16},
+        "data": {"tasks": ["two"], "samples-per-client": 24},
+        "task": list(sections.values()),
+        "train": {"batch-size": 8, "learning-rate": 0.01},
+        "lora": {"rank": 2},
+        "strategy": {"name": "fedavg"},
+        "engine": {"kind": "inline", "device": "cpu"},
+    }
+
+
+@pytest.fixture
+def atlas(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Said]:
+    """Run the command line in this process, from an empty folder."""
+    home = tmp_path / "cwd"
+    home.mkdir()
+    monkeypatch.chdir(home)
+
+    def command(*words: str | Path) -> Said:
+        monkeypatch.setattr(sys, "argv", ["atlas", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return Said(int(ended.value.code or 0), printed.out, printed.err)
+
+    return command
+
+
+@pytest.fixture
+def run(atlas: Callable[..., Said], tree: dict[str, Any], tmp_path: Path) -> Callable[..., Run]:
+    """Run the small experiment with sections laid over it; return its run directory."""
+
+    def experiment(out: str = "out", code: int = 0, **sections: dict[str, Any]) -> Run:
+        file = write_experiment(tmp_path / f"{out}.toml", tree, **sections)
+        said = atlas("run", file, "--out", tmp_path / out)
+        assert said.code == code, said
+        return Run.read(tmp_path / out)
+
+    return experiment

@@ -80,7 +80,7 @@ def _pack_parts(content: RecordDict, parts: ModelParts) -> None:
 
 
 def _read_parts(content: RecordDict) -> ModelParts:
-    kinds = {
+    kinds: dict[str, Tensors] = {
         kind: {name: array.numpy() for name, array in content.array_records[kind].items()}
         for kind in PARTS
         if kind in content.array_records

@@ -15,8 +15,8 @@ from atlas_flwr.aggregation.server_opt import Memory, adam_step, momentum_step
 from atlas_flwr.types import Array, Tensors
 from strategies.base import Method, Options, State
 
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Decay = Annotated[float, Field(ge=0, lt=1, strict=True)]
 
 
 class FedOpt(Method):

@@ -14,7 +14,7 @@ from strategies.base import Method, Options, State
 class FedProxOptions(Options):
     """Options of FedProx."""
 
-    mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    mu: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 0.01
     """Weight of the proximal term; 0 is FedAvg."""
 
 

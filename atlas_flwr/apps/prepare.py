@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from atlas_flwr.config.schema import Config
 from atlas_flwr.errors import ConfigError
-from atlas_flwr.training.precision import resolve_device
+from atlas_flwr.training.precision import choose_precision, resolve_device
 from clients.site import deal, open_task, rank_of, starting_parts, task_specs
 from strategies.base import Method, Setting
 from strategies.registry import build, parse_options
@@ -43,7 +43,7 @@ def prepare(config: Config) -> Prepared:
         UserError: Anything that the user can mend, in one line.
     """
     check_names(config)
-    resolve_device(config.engine.device)
+    choose_precision(config.train.precision, resolve_device(config.engine.device))
     tasks = tuple(config.task_of(p) for p in range(config.run.clients))
     opened = {name: open_task(config, name) for name in config.data.tasks}
     rows = tuple(len(deal(config, task)[p].train) for p, task in enumerate(tasks))

@@ -19,7 +19,7 @@ from atlas_flwr.config.load import dump_config
 from atlas_flwr.config.schema import Config
 from atlas_flwr.engine.inline import InlineGrid
 from atlas_flwr.engine.launch import run_on_ray
-from atlas_flwr.errors import ConfigError, RunFailed
+from atlas_flwr.errors import ConfigError, RunFailed, UserError
 from atlas_flwr.results.events import follow_events
 from atlas_flwr.results.store import prepare as prepare_out
 
@@ -38,18 +38,33 @@ def run_experiment(config: Config, watch: Watcher) -> Path:
     if config.run.out is None:
         raise ConfigError("run.out: is required here")
     out = Path(config.run.out)
-    prepare_out(out)
-    check_names(config)
-    if config.engine.kind == "inline":
-        # Imported here: the ClientApp registers its handlers when it is imported.
-        from atlas_flwr.apps.client import app  # noqa: PLC0415
+    with _made(out):
+        check_names(config)
+        if config.engine.kind == "inline":
+            # Imported here: the ClientApp registers its handlers when it is imported.
+            from atlas_flwr.apps.client import app  # noqa: PLC0415
 
-        grid = InlineGrid(app, config.run.clients)
-        execute(grid, config, "inline", sys.argv, watch)
-    else:
-        prepare(config)
-        _on_ray(config, out, watch)
+            grid = InlineGrid(app, config.run.clients)
+            execute(grid, config, "inline", sys.argv, watch)
+        else:
+            prepare(config)
+            _on_ray(config, out, watch)
     return out
+
+
+@contextmanager
+def _made(out: Path) -> Iterator[None]:
+    """Make the run directory; input refused before anything was written leaves no folder behind."""
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    prepare_out(out)
+    try:
+        yield
+    except UserError:
+        for folder in new:
+            if any(folder.iterdir()):
+                break
+            folder.rmdir()
+        raise
 
 
 def workers_of(config: Config) -> int:

@@ -12,23 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from atlas_flwr.aggregation.mean import GroupedMean
+from atlas_flwr.config.schema import Section
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.types import Job, ModelParts, Part, Scalar, Tensors, Update
 
 
-class Options(BaseModel):
-    """Base of every method's own options: frozen, unknown keys refused, hyphens in TOML."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        alias_generator=lambda name: name.replace("_", "-"),
-        validate_by_name=True,
-        validate_by_alias=True,
-    )
+class Options(Section):
+    """Base of every method's own options, as strict as the sections of the experiment file."""
 
 
 @dataclass(frozen=True)

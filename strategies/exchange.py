@@ -20,6 +20,9 @@ from atlas_flwr.errors import AtlasError
 from atlas_flwr.wire import HELLO, read_hello
 
 _POLL_SECONDS = 0.01
+# What Flower's Ray actor puts before the error's own text.
+_WRAPPED = "Exception ClientAppException occurred. Message: "
+_LONGEST = 500
 _NO_REPLY = 0  # Flower's code for an unknown error
 
 
@@ -52,33 +55,53 @@ def exchange(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterato
 def say_hello(grid: Grid, clients: int, timeout: float) -> dict[int, int]:
     """Wait for the clients and return the node id of each partition.
 
+    Args:
+        grid: Flower's way to the clients.
+        clients: Partitions that must be there: ``0 … clients - 1``.
+        timeout: Seconds without a new arrival, and seconds to answer, after which nobody is
+            waited for any longer.
+
     Raises:
         AtlasError: Fewer clients than expected answered in time, or two say they are the same.
     """
-    end = time.monotonic() + timeout
-    while len(ids := list(grid.get_node_ids())) < clients and time.monotonic() < end:
-        time.sleep(_POLL_SECONDS)
+    ids = _arrivals(grid, clients, timeout)
     nodes: dict[int, int] = {}
     failed: list[str] = []
     greetings = [Message(RecordDict(), node, HELLO) for node in ids]
     for node, reply in zip(ids, exchange(grid, greetings, timeout), strict=True):
         if reply.has_error():
-            failed.append(last_line(reply.error.reason))
+            failed.append(telling_line(reply.error.reason))
             continue
         partition = read_hello(reply.content)
         if partition in nodes:
             raise AtlasError(f"two clients say they are partition {partition}")
         nodes[partition] = node
     if missing := [p for p in range(clients) if p not in nodes]:
-        why = f": {failed[0]}" if failed else f" within {timeout:.0f} s"
-        raise AtlasError(f"partitions {missing} did not say hello{why}")
+        why = failed[0] if failed else f"{len(ids)} clients are connected, run.clients is {clients}"
+        raise AtlasError(f"partitions {missing} did not say hello: {why}")
     return {partition: nodes[partition] for partition in range(clients)}
 
 
-def last_line(reason: str | None) -> str:
-    """Return the telling line of a client's traceback."""
-    lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
-    return lines[-1] if lines else "the client failed without a word"
+def _arrivals(grid: Grid, clients: int, timeout: float) -> list[int]:
+    """Return the connected nodes once they are enough, or when no more arrive."""
+    ids = list(grid.get_node_ids())
+    end = time.monotonic() + timeout
+    while len(ids) < clients and time.monotonic() < end:
+        time.sleep(_POLL_SECONDS)
+        if len(now := list(grid.get_node_ids())) > len(ids):
+            end = time.monotonic() + timeout
+            ids = now
+    return ids
+
+
+def telling_line(reason: str | None) -> str:
+    """Return why a client failed as one line: what its traceback says after the last frame."""
+    lines = (reason or "").rpartition(_WRAPPED)[2].removesuffix("'>").splitlines()
+    frames = [i for i, line in enumerate(lines) if line.startswith('  File "')]
+    told = lines[frames[-1] + 1 :] if frames else lines
+    while frames and told and told[0].startswith("    "):
+        told = told[1:]
+    return " ".join(" ".join(told).split())[:_LONGEST] or "the client failed without a word"
 
 
 class _Inbox:

@@ -9,7 +9,7 @@ this file never sees a formula.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,8 +22,10 @@ from atlas_flwr.results.record import MB, METRICS, Bytes, ClientRow, compact_ran
 from atlas_flwr.types import Job, Update
 from atlas_flwr.wire import count_bytes, pack_job, read_update
 from strategies.base import Method, State
-from strategies.exchange import exchange, last_line, say_hello
+from strategies.exchange import exchange, say_hello, telling_line
 from strategies.rules import Limits, Observer, check_schema, draw_cohort
+
+HELLO_SECONDS = 120.0  # a client that is there answers at once; the first may load for a while
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Federation(Strategy):
     Attributes:
         method: The method's three functions.
         state: Where the run stands; replaced as a whole after each exchange.
-        moved: Bytes of all finished rounds.
+        moved: All bytes so far, those of a round that failed included.
     """
 
     def __init__(self, method: Method, limits: Limits, config: str, observer: Observer) -> None:
@@ -60,7 +62,8 @@ class Federation(Strategy):
         Raises:
             RunFailed: A client was lost under ``on-failure = "raise"``, or too few replied.
         """
-        self.nodes = say_hello(grid, self.method.setting.clients, self.limits.timeout)
+        patience = min(self.limits.timeout, HELLO_SECONDS)
+        self.nodes = say_hello(grid, self.method.setting.clients, patience)
         nothing, plain = ArrayRecord(), ConfigRecord()
         for round_ in range(self.state.round + 1, self.limits.rounds + 1):
             began = time.monotonic()
@@ -71,35 +74,54 @@ class Federation(Strategy):
             messages = self.configure_evaluate(round_, nothing, plain, grid)
             self.aggregate_evaluate(round_, exchange(grid, messages, self.limits.timeout))
             seconds = time.monotonic() - began
-            self.moved += self._tally.moved
             self.observer.round(round_record(round_, self._tally.rows, self._tally.moved, seconds))
         return Result()
 
     def evaluate_final(self, grid: Grid) -> list[ClientRow]:
         """Score each distinct model once on its task's full validation set.
 
-        The task's lowest partition that holds a model scores it.
+        The task's lowest partition that holds a model scores it; where lost clients are skipped,
+        the next one does when it is lost.
 
         Returns:
             A row per *client*: those who hold the same model share its scores, not its bytes.
+
+        Raises:
+            RunFailed: A client was lost under ``on-failure = "raise"``, or too few models could
+                be scored.
         """
         self._tally = _Tally()
-        holders: dict[tuple[str, str], list[int]] = {}
-        for partition, task in enumerate(self.method.setting.tasks):
-            key = self.method.model_for(self.state, partition).key
-            holders.setdefault((key, task), []).append(partition)
-        messages = self._messages(
-            "final", [self._evaluate_job(group[0], full=True) for group in holders.values()]
-        )
-        self._drain("final", exchange(grid, messages, self.limits.timeout))
-        self.moved += self._tally.moved
-        scored = {row.partition: row for row in self._tally.rows}
-        shared = [
-            replace(scored[group[0]], partition=p, bytes_up=0, bytes_down=0, seconds=None)
-            for group in holders.values()
-            for p in group[1:]
+        model_of = {
+            partition: (self.method.model_for(self.state, partition).key, task)
+            for partition, task in enumerate(self.method.setting.tasks)
+        }
+        waiting: dict[tuple[str, str], list[int]] = {}
+        for partition, model in model_of.items():
+            waiting.setdefault(model, []).append(partition)
+        models = len(waiting)
+        while asked := {group.pop(0): m for m, group in waiting.items() if group}:
+            jobs = [self._evaluate_job(partition, full=True) for partition in asked]
+            replies = exchange(grid, self._messages("final", jobs), self.limits.timeout)
+            for _ in self._updates("final", replies):
+                pass
+            if self.limits.on_failure == "raise":
+                self._check_losses("final")
+            good = [row for row in self._tally.rows if row.status == "ok"]
+            scored = {model_of[row.partition] for row in good}
+            waiting = {m: group for m, group in waiting.items() if m not in scored}
+        self._check_losses("final", models)
+        return self._shared(model_of)
+
+    def _shared(self, model_of: Mapping[int, tuple[str, str]]) -> list[ClientRow]:
+        """Return a row per client: its model's score, or that there is none."""
+        rows = {model_of[row.partition]: row for row in self._tally.rows}
+        rows |= {model_of[row.partition]: row for row in self._tally.rows if row.status == "ok"}
+        return [
+            rows[model]
+            if rows[model].partition == partition
+            else replace(rows[model], partition=partition, bytes_up=0, bytes_down=0, seconds=None)
+            for partition, model in model_of.items()
         ]
-        return sorted([*self._tally.rows, *shared], key=lambda row: row.partition)
 
     # -------------------------------------------------------------- Flower's hooks
 
@@ -189,6 +211,7 @@ class Federation(Strategy):
             )
             self._tally.rows.append(row)
             self._tally.moved += Bytes(up, down)
+            self.moved += Bytes(up, down)
             self.observer.client(row, update.report.notes if update else (), done, total)
             if update is not None:
                 yield update
@@ -215,8 +238,12 @@ class Federation(Strategy):
             **{metric: report.metrics.get(metric) for metric in METRICS},  # type: ignore[arg-type]
         )
 
-    def _check_losses(self, phase: str) -> None:
+    def _check_losses(self, phase: str, asked: int | None = None) -> None:
         """Stop at a lost client, or go on if enough replied.
+
+        Args:
+            phase: The phase that has ended.
+            asked: Answers wanted; by default one of each client that was asked.
 
         Raises:
             RunFailed: Names each lost partition and why.
@@ -229,7 +256,7 @@ class Federation(Strategy):
         names = "; ".join(f"partition {row.partition} {row.status}: {row.error}" for row in lost)
         if self.limits.on_failure == "raise":
             raise RunFailed(f"round {self.state.round}, {phase}: {names}")
-        if replied < min(self.limits.min_results, len(rows)):
+        if replied < min(self.limits.min_results, asked or len(rows)):
             raise RunFailed(
                 f"round {self.state.round}, {phase}: {replied} replied, "
                 f"run.min-results is {self.limits.min_results}: {names}"
@@ -239,7 +266,7 @@ class Federation(Strategy):
 def _read(job: Job, reply: Message) -> tuple[Update | None, Any, str | None]:
     """Return a reply's update, or its status and the reason why there is none."""
     if reply.has_error():
-        return None, "lost", last_line(reply.error.reason)
+        return None, "lost", telling_line(reply.error.reason)
     try:
         update = read_update(reply.content, job.partition)
         check_schema(job, update)

@@ -10,19 +10,23 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from click.exceptions import ClickException, NoArgsIsHelpError
 from rich.console import Console
 
 from atlas_flwr.config.schema import Config
-from atlas_flwr.errors import AtlasError, UserError
+from atlas_flwr.errors import AtlasError
 
 app = typer.Typer(
     name="atlas",
     help="Federated fine-tuning of transformers, on Flower.",
     no_args_is_help=True,
+    suggest_commands=False,  # click does that already
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+_INTERRUPTED = 130  # what Typer makes of Ctrl-C
 
 ExperimentFile = Annotated[
     Path, typer.Argument(help="Experiment file (TOML), or the name of a shipped one: demo")
@@ -46,11 +50,11 @@ def run(
 
     Example: atlas run demo --set run.rounds=3 --engine inline
     """
+    config = _load(file, overrides, engine, out)  # first: a typing mistake is told at once
     from atlas_flwr.apps.run import run_experiment  # noqa: PLC0415 - torch loads for seconds
     from atlas_flwr.results.console import Progress, print_results  # noqa: PLC0415
     from atlas_flwr.results.store import read_run  # noqa: PLC0415
 
-    config = _load(file, overrides, engine, out)
     console = Console()
     with Progress(console) as progress:
         folder = run_experiment(config, progress.handle)
@@ -63,9 +67,10 @@ def check(file: ExperimentFile, overrides: Overrides = None) -> None:
 
     Example: atlas check demo --set data.partitioner=dirichlet
     """
+    config = _load(file, overrides)
     from atlas_flwr.apps.describe import describe_experiment  # noqa: PLC0415
 
-    Console().print(describe_experiment(_load(file, overrides)))
+    Console().print(describe_experiment(config))
 
 
 @app.command("list")
@@ -110,18 +115,27 @@ def _load(
 def main() -> None:
     """Run the command line; errors raised on purpose become one line and an exit code."""
     try:
-        app()
-    except UserError as error:
-        _say(error)
+        # Typer's own handling would draw a box of five lines around a wrong word.
+        code = app(standalone_mode=False)
+    except NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ClickException as error:
+        _say(f"{error.format_message()} See 'atlas --help'.")
         sys.exit(error.exit_code)
     except AtlasError as error:
-        _say(error)
+        _say(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    if code == _INTERRUPTED:
         Console(stderr=True).print("stopped by Ctrl-C", style="bold")
         sys.exit(1)
+    sys.exit(code or 0)
 
 
-def _say(error: AtlasError) -> None:
-    line = " ".join(str(error).split())
+def _say(text: str) -> None:
+    line = " ".join(text.split())
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {line}", markup=False)
+
+
+if __name__ == "__main__":
+    main()

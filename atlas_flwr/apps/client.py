@@ -46,21 +46,11 @@ def hello(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train what is sent on the client's own rows and send it back."""
-    began = time.monotonic()
-    job, config = _read(message, context)
-    device = resolve_device(config.engine.device)
-    reset_peak(device)
-    client = _client(job, config)
+    visit = _Visit(message, context)
+    job, client = visit.job, visit.client
     arrays, rows, metrics = client.fit(to_arrays(job.parts)[0], dict(job.options))
     notes = str(metrics.pop("notes", ""))
-    report = Report(
-        num_examples=rows,
-        metrics=_numbers(metrics),
-        seconds=time.monotonic() - began,
-        peak_memory_bytes=peak_bytes(device),
-        device=device_name(device),
-        notes=tuple(notes.splitlines()),
-    )
+    report = visit.report(rows, metrics, tuple(notes.splitlines()))
     update = Update(job.partition, report, from_arrays(arrays, client.layout))
     return Message(pack_update(update), reply_to=message)
 
@@ -68,30 +58,37 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Score what is sent on the client's own slice, or on the task's full set."""
-    began = time.monotonic()
-    job, config = _read(message, context)
-    device = resolve_device(config.engine.device)
-    reset_peak(device)
-    loss, rows, metrics = _client(job, config).evaluate(to_arrays(job.parts)[0], {})
-    report = Report(
-        num_examples=rows,
-        metrics=_numbers({"loss": loss, **metrics}) if rows else {},
-        seconds=time.monotonic() - began,
-        peak_memory_bytes=peak_bytes(device),
-        device=device_name(device),
-    )
+    visit = _Visit(message, context)
+    job = visit.job
+    loss, rows, metrics = visit.client.evaluate(to_arrays(job.parts)[0], {})
+    report = visit.report(rows, {"loss": loss, **metrics} if rows else {})
     return Message(pack_update(Update(job.partition, report, ModelParts())), reply_to=message)
 
 
-def _client(job: Job, config: Config) -> FineTuneClient:
-    """Return the NumPyClient for a job, with its rows and its vault."""
-    site = open_site(config, job.partition, job.pool)
-    vault = Vault(Path(config.run.out or ".") / "vault", job.partition)
-    return CLIENTS[config.model.adaptation](site, job, vault)
+class _Visit:
+    """One job at a client: what is asked, who does it, and what it took."""
 
+    def __init__(self, message: Message, context: Context) -> None:
+        self._began = time.monotonic()
+        self.job, config = _read(message, context)
+        self._device = resolve_device(config.engine.device)
+        reset_peak(self._device)
+        site = open_site(config, self.job.partition, self.job.pool)
+        vault = Vault(Path(config.run.out or ".") / "vault", self.job.partition)
+        self.client = CLIENTS[config.model.adaptation](site, self.job, vault)
 
-def _numbers(metrics: Mapping[str, Scalar]) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items()}
+    def report(
+        self, rows: int, metrics: Mapping[str, Scalar], notes: tuple[str, ...] = ()
+    ) -> Report:
+        """Return what the client says of the job, timed and measured until now."""
+        return Report(
+            num_examples=rows,
+            metrics={name: float(value) for name, value in metrics.items()},
+            seconds=time.monotonic() - self._began,
+            peak_memory_bytes=peak_bytes(self._device),
+            device=device_name(self._device),
+            notes=notes,
+        )
 
 
 def _partition(context: Context) -> int:

@@ -18,6 +18,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from atlas_flwr.errors import ModelError, did_you_mean
+from atlas_flwr.models import folded
 from atlas_flwr.seeding import rng_for
 from atlas_flwr.types import Adapter, Array, LoraFactors
 
@@ -93,6 +94,7 @@ def inject(backbone: nn.Module, names: list[str], dropout: float) -> dict[str, A
     for layer in layers.values():
         # Autocast casts by itself; PEFT's own cast to float32 would only undo it first.
         layer.cast_input_dtype_enabled = False
+        folded.fold(layer, ADAPTER)
     return layers
 
 

@@ -2,53 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from atlas_flwr.apps.cli import main
 from fakes import tiny_model, tiny_task, write_experiment
-
-
-@dataclass(frozen=True)
-class Said:
-    """How a command ended and what it printed."""
-
-    code: int
-    out: str
-    err: str
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run directory with its parsed files."""
-
-    folder: Path
-    summary: dict[str, Any]
-    rounds: list[dict[str, Any]]
-    clients: pd.DataFrame
-
-    @classmethod
-    def read(cls, folder: Path) -> Run:
-        lines = (folder / "rounds.jsonl").read_text().splitlines()
-        return cls(
-            folder,
-            json.loads((folder / "summary.json").read_text()),
-            [json.loads(line) for line in lines],
-            pd.read_parquet(folder / "clients.parquet"),
-        )
-
-    def tensors(self) -> dict[str, bytes]:
-        """Return the exported tensor files' bytes by their path."""
-        found = [*self.folder.glob("adapters/*/*.safetensors")]
-        found += self.folder.glob("models/*/*.safetensors")
-        return {str(path.relative_to(self.folder)): path.read_bytes() for path in sorted(found)}
+from runs import Run, Said, assert_refused
 
 
 @pytest.fixture(scope="session")
@@ -121,3 +84,24 @@ def run(atlas: Callable[..., Said], tree: dict[str, Any], tmp_path: Path) -> Cal
         return Run.read(tmp_path / out)
 
     return experiment
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the plots and the page out: most of a tiny run's seconds."""
+    monkeypatch.setattr("atlas_flwr.apps.server.publish", lambda out: None)
+
+
+@pytest.fixture
+def refused(
+    atlas: Callable[..., Said], tree: dict[str, Any], tmp_path: Path
+) -> Callable[..., None]:
+    """Run the small experiment with sections laid over it; it must be refused with the words."""
+
+    def check(*words: str, **sections: dict[str, Any]) -> None:
+        file = write_experiment(tmp_path / "e.toml", tree, **sections)
+        assert_refused(atlas("run", file, "--out", tmp_path / "out"), *words)
+        assert not (tmp_path / "out").exists()
+        assert not list(Path.cwd().iterdir())
+
+    return check

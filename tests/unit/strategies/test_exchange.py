@@ -14,7 +14,7 @@ from atlas_flwr.errors import AtlasError
 from atlas_flwr.seeding import rng_for
 from atlas_flwr.types import Job, LoraFactors, ModelParts, Report, Update
 from atlas_flwr.wire import pack_hello
-from strategies.exchange import exchange, last_line, say_hello
+from strategies.exchange import exchange, say_hello, telling_line
 from strategies.rules import check_schema, draw_cohort
 
 app = ClientApp()
@@ -64,11 +64,35 @@ def messages(grid: InlineGrid, fail: tuple[int, ...] = ()) -> Iterator[Message]:
 
 def partitions(replies: Iterable[Message]) -> list[int | str]:
     return [
-        last_line(reply.error.reason)
+        telling_line(reply.error.reason)
         if reply.has_error()
         else int(reply.content.array_records["arrays"].to_numpy_ndarrays()[0][0])
         for reply in replies
     ]
+
+
+FRAME = '  File "client.py", line 3, in fit\n    raise OSError("…")\n          ^^^^^^^\n'
+RAY = "<class 'ray.exceptions.RayTaskError(ClientAppException)'>:<'ray::ClientAppActor.run()\n"
+
+
+@pytest.mark.parametrize(
+    ("reason", "line"),
+    [
+        (None, "the client failed without a word"),
+        (" \n", "the client failed without a word"),
+        ("the client is not connected", "the client is not connected"),
+        (f"Traceback:\n{FRAME}OSError: no space left\n", "OSError: no space left"),
+        (f"Traceback:\n{FRAME}OSError: two\n  lines\n", "OSError: two lines"),
+        (f"{FRAME}KeyError: 'a'\n\nDuring …\n{FRAME}OSError: b\n", "OSError: b"),
+        (
+            f"{RAY}{FRAME}flwr.ClientAppException: \n"
+            "Exception ClientAppException occurred. Message: two\nlines'>",
+            "two lines",
+        ),
+    ],
+)
+def test_a_failure_is_told_in_one_line(reason: str | None, line: str) -> None:
+    assert telling_line(reason) == line
 
 
 @pytest.mark.parametrize("seed", range(5))

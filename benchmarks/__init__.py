@@ -1,0 +1,1 @@
+"""What the framework costs and what it saves: ratios measured inside one run."""

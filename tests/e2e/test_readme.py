@@ -1,0 +1,65 @@
+"""Every command in the README runs as written; those that tests run elsewhere are named here."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from atlas_flwr.config.load import load_config, parse_config
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# `make` commands are what CI runs; `flwr run .` has a test of its own.
+ELSEWHERE = ("make ", "flwr run . ")
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = "\n".join(blocks("bash")).splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip()]
+
+
+def test_every_command_is_run_somewhere() -> None:
+    assert len(commands()) >= 6
+    for command in commands():
+        assert command.startswith(("atlas ", *ELSEWHERE)), command
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"`?make ([a-z-]+)", README):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+@pytest.mark.slow
+def test_atlas_commands_run_in_order(tmp_path: Path) -> None:
+    for command in commands():
+        if command.startswith(ELSEWHERE):
+            continue
+        words = [sys.executable, "-m", "atlas_flwr.apps.cli", *shlex.split(command)[1:]]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert (tmp_path / "runs" / "fedavg" / "report.html").is_file()
+    assert (tmp_path / "runs" / "compared" / "comparison.html").is_file()
+
+
+def test_the_experiment_in_the_readme_is_valid(tmp_path: Path) -> None:
+    (text,) = blocks("toml")
+    path = tmp_path / "my.toml"
+    path.write_text(text, encoding="utf-8")
+    config = load_config(path)
+    assert config.strategy.name == "fedprox"
+    assert config == parse_config(config.model_dump(by_alias=True))
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target

@@ -187,7 +187,11 @@ def read_update(content: RecordDict, partition: int) -> Update:
         device=str(said.get("device", "cpu")),
         notes=tuple(str(said.get("notes", "")).splitlines()),
     )
-    return Update(partition, report, _read_parts(content))
+    try:
+        parts = _read_parts(content)
+    except (ValueError, TypeError, KeyError, EOFError) as error:
+        raise WireError(f"the reply's arrays can't be read: {error}") from error
+    return Update(partition, report, parts)
 
 
 # ------------------------------------------------------------------ hello and bytes

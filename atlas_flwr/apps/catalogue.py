@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+import atlas_flwr
 from atlas_flwr.config.load import load_config
 from atlas_flwr.data.tasks import TASKS
 from atlas_flwr.errors import ConfigError, did_you_mean
@@ -17,7 +17,8 @@ from strategies.registry import STRATEGIES
 
 def shipped_experiments() -> dict[str, Path]:
     """Return the experiment files that come with the package, by name."""
-    folder = Path(str(files("experiments")))
+    # Not by import: a folder of that name in the current one would be found first.
+    folder = Path(str(atlas_flwr.__file__)).resolve().parent.parent / "experiments"
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 

@@ -115,6 +115,8 @@ def _load(
 def main() -> None:
     """Run the command line; errors raised on purpose become one line and an exit code."""
     try:
+        from atlas_flwr.apps import guard  # noqa: F401, PLC0415 - checks; its error is one line
+
         # Typer's own handling would draw a box of five lines around a wrong word.
         code = app(standalone_mode=False)
     except NoArgsIsHelpError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from atlas_flwr.apps.guard import assert_one_checkout
+from atlas_flwr.apps import guard  # noqa: F401 - checks, before the next lines import
 from atlas_flwr.config.schema import Config
 from atlas_flwr.engine.vault import Vault
 from atlas_flwr.errors import WireError
@@ -29,8 +29,6 @@ from clients.base import FineTuneClient
 from clients.full import FullClient
 from clients.lora import LoraClient
 from clients.site import open_site
-
-assert_one_checkout()
 
 app = ClientApp()
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from atlas_flwr.apps import guard  # noqa: F401 - checks, before the next lines import
 from atlas_flwr.apps.export import export_models
-from atlas_flwr.apps.guard import assert_one_checkout
 from atlas_flwr.apps.prepare import prepare
 from atlas_flwr.apps.record import Recorder, Watcher
 from atlas_flwr.config.load import load_config, with_out
@@ -19,8 +19,6 @@ from atlas_flwr.errors import ConfigError
 from atlas_flwr.results.report import publish
 from strategies.federation import Federation
 from strategies.rules import Limits
-
-assert_one_checkout()
 
 app = ServerApp()
 

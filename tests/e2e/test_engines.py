@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from atlas_flwr.apps.cli import main
 from atlas_flwr.engine.launch_area import AppRefs, environment_for, free_port, private_area
 from fakes import write_experiment
 from runs import Run
@@ -48,6 +49,15 @@ def assert_same(found: Run, expected: Run) -> None:
         assert twin.read_bytes() == vault.read_bytes()
 
 
+def inline(file: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """Run the experiment in this process."""
+    command = ["run", file, "--out", out, "--engine", "inline", "--set", "engine.workers=1"]
+    monkeypatch.setattr(sys, "argv", ["atlas", *map(str, command), *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+
+
 def names(found: Run) -> set[str]:
     files = {str(p.relative_to(found.folder)) for p in found.folder.rglob("*") if p.is_file()}
     return {name for name in files if not name.startswith(("vault", "engine.log"))}
@@ -58,13 +68,12 @@ def test_ray_and_inline_give_the_same_bits(
     leftovers: Callable[[str, str], list[psutil.Process]],
     tree: dict[str, Any],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     file = write_experiment(tmp_path / "e.toml", tree)
     ray = program("run", file, "--out", tmp_path / "ray", "--engine", "ray")
     assert ray.returncode == 0, ray
-    words = ("--engine", "inline", "--set", "engine.workers=1")
-    inline = program("run", file, "--out", tmp_path / "inline", *words)
-    assert inline.returncode == 0, inline
+    inline(file, tmp_path / "inline", monkeypatch)
     found, expected = Run.read(tmp_path / "ray"), Run.read(tmp_path / "inline")
     assert (found.summary["engine"], expected.summary["engine"]) == ("ray", "inline")
     assert_same(found, expected)
@@ -136,11 +145,11 @@ def flower(leftovers: Callable[[str, str], list[psutil.Process]]) -> Iterator[di
 
 @pytest.mark.slow
 def test_flwr_run_writes_the_same_directory(
-    program: Callable[..., subprocess.CompletedProcess[str]],
     leftovers: Callable[[str, str], list[psutil.Process]],
     checkout: Path,
     tree: dict[str, Any],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     file, out = write_experiment(tmp_path / "e.toml", tree), tmp_path / "out"
     told = f"config='{file}' out='{out}' overrides='run.rounds=1; run.name=by-flower'"
@@ -152,9 +161,8 @@ def test_flwr_run_writes_the_same_directory(
             command, cwd=checkout, env=env, capture_output=True, text=True, check=False, timeout=300
         )
     assert (out / "summary.json").is_file(), said
-    words = ("--set", "engine.workers=1", "--set", "run.rounds=1", "--set", "run.name=by-flower")
-    inline = program("run", file, "--out", tmp_path / "inline", "--engine", "inline", *words)
-    assert inline.returncode == 0, inline
+    words = ("--set", "run.rounds=1", "--set", "run.name=by-flower")
+    inline(file, tmp_path / "inline", monkeypatch, *words)
     found = Run.read(out)
     assert (found.summary["experiment"], found.summary["status"]) == ("by-flower", "completed")
     assert_same(found, Run.read(tmp_path / "inline"))

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
 from atlas_flwr import wire
@@ -119,6 +119,14 @@ def test_example_counts_are_whole_and_not_negative(count: float) -> None:
     content = wire.pack_update(Update(0, Report(1)))
     content["metrics"] = MetricRecord({wire.NUM_EXAMPLES: count})
     with pytest.raises(WireError, match="num-examples"):
+        wire.read_update(content, 0)
+
+
+@pytest.mark.parametrize("data", [b"", b"not an array", b"\x80\x04N."])
+def test_broken_arrays_are_refused_and_nothing_is_unpickled(data: bytes) -> None:
+    content = wire.pack_update(Update(0, Report(1), parts()))
+    content["head"] = ArrayRecord({"w": Array("float32", (2,), "numpy.ndarray", data)})
+    with pytest.raises(WireError, match="can't be read"):
         wire.read_update(content, 0)
 
 

@@ -6,6 +6,7 @@ vault, named by the round in which it was written.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -39,7 +40,7 @@ class Site:
 
     Attributes:
         model: The backbone and head its process holds; reset by every job.
-        initial: Its seeded starting model.
+        initial: Gives its seeded starting model.
         train_table: Tokenised training rows of its task.
         train_rows: Row numbers it trains on.
         score_table: Tokenised evaluation rows of its task.
@@ -51,7 +52,7 @@ class Site:
     """
 
     model: LoadedModel
-    initial: ModelParts
+    initial: Callable[[], ModelParts]
     train_table: TokenTable
     train_rows: Array
     score_table: TokenTable
@@ -134,7 +135,7 @@ class FineTuneClient(NumPyClient):
         if odd := [kind for kind in flatten(received) if kind not in self.kinds]:
             raise WireError(f"{type(self).__name__} was sent {odd[0]}")
         if private:
-            source = self.vault.load(self.job.since) if self.job.since else self.site.initial
+            source = self.vault.load(self.job.since) if self.job.since else self.site.initial()
             kept = source.only(*private)
             received = ModelParts(
                 received.adapter or kept.adapter,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import hashlib
+import json
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -50,6 +52,15 @@ def task_specs(config: Config) -> dict[str, TaskSpec]:
     return resolve_tasks(config.data.tasks, config.task)
 
 
+@lru_cache(maxsize=4)
+def _tokenizer_key(name: str, spec: ModelSpec) -> str:
+    """Return a digest of what the tokenizer does: a folder's files may change under its name."""
+    tokenizer = load_tokenizer(spec)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    facts = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return f"{name}/{type(tokenizer).__name__}/{hashlib.sha256(facts.encode()).hexdigest()}"
+
+
 def open_task(config: Config, name: str) -> TokenisedTask:
     """Return a task's tokenised rows, from the cache on disk after the first time.
 
@@ -59,7 +70,7 @@ def open_task(config: Config, name: str) -> TokenisedTask:
     return open_tokenised(
         task_specs(config)[name],
         load_tokenizer(model_spec(config)),
-        config.model.name,
+        _tokenizer_key(config.model.name, model_spec(config)),
         config.model.max_length,
         config.data.root,
         config.run.seed,
@@ -107,7 +118,7 @@ def open_site(config: Config, partition: int, pool: tuple[int, ...] = ()) -> Sit
     rows = np.concatenate([shards[p].train for p in pool]) if pool else own.train
     return Site(
         model=load(model_spec(config), task.num_labels, config.run.seed),
-        initial=starting_parts(config, task.num_labels, rank_of(config, partition)),
+        initial=partial(starting_parts, config, task.num_labels, rank_of(config, partition)),
         train_table=task.train,
         train_rows=rows,
         score_table=task.train if own.evaluation_table == "train" else task.validation,

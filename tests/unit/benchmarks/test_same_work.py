@@ -48,10 +48,10 @@ def test_the_bare_loop_does_the_framework_s_steps_and_evaluation(size, tmp_path)
     site = loop.sites[0]
     model = loop.models[site.model.num_labels]
     ours = sum(p.numel() for p in site.model.trainable())
-    factors = sum(f.a.size + f.b.size for f in site.initial.adapter.values())
-    head = sum(t.size for t in site.initial.head.values())
+    factors = sum(f.a.size + f.b.size for f in site.initial().adapter.values())
+    head = sum(t.size for t in site.initial().head.values())
     assert sum(p.numel() for p in trainable(model)) == factors + head
-    write_parts(site.model, site.initial)
+    write_parts(site.model, site.initial())
     assert sum(p.numel() for p in site.model.trainable()) == factors + head
     assert ours <= factors + head  # the layers' rank was a placeholder before
     result = train(
@@ -65,9 +65,9 @@ def test_the_bare_loop_scores_as_the_framework_does(size, tmp_path):
     loop = BareLoop(experiment(size, str(tmp_path / "run")))
     site = loop.sites[0]
     start = loop.starts[site.model.num_labels]
-    write_parts(site.model, site.initial)
+    write_parts(site.model, site.initial())
     with torch.no_grad():  # the same head; the factors change nothing, for B is 0 at the start
-        for held, sent in zip(start[-2:], site.initial.head.values(), strict=True):
+        for held, sent in zip(start[-2:], site.initial().head.values(), strict=True):
             held.copy_(torch.from_numpy(np.array(sent)).reshape(held.shape))
     loss, right = loop.score(0)
     want = evaluate(site.model, site.score_table, site.own_rows)

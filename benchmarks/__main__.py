@@ -70,7 +70,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def table(ratios: Sequence[Ratio], size: Size) -> Table:
     """Return the ratios as one table."""
-    shown = Table(title=f"{size.model} on {size.task}, {size.repetitions} repetitions in turn")
+    shown = Table(title=f"{size.model} on {size.task}, A B A B ..., medians")
     shown.add_column("what ÷ by what")
     for heading in ("ratio", "min–max", "target", "seconds"):
         shown.add_column(heading, justify="right", no_wrap=True)
@@ -97,6 +97,7 @@ def write(ratios: Sequence[Ratio], size: Size, folder: Path) -> Path:
         "ratios": [ratio.to_dict() for ratio in ratios],
     }
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".gitignore").write_text("*\n", encoding="utf-8")
     path = folder / f"{now:%Y-%m-%dT%H-%M-%SZ}.json"
     path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return path

@@ -33,7 +33,7 @@ class Size:
     message_rows: int = 100
     max_length: int = 128
     model: str = "minilm"
-    holdout: float = 0.005
+    holdout: float = 0.003
 
     def to_dict(self) -> dict[str, Any]:
         """Return what was measured, without the folder it came from."""

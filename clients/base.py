@@ -27,8 +27,8 @@ from atlas_flwr.wire import flatten, from_arrays, to_arrays
 class PrivateStore(Protocol):
     """Where a client keeps what never leaves it."""
 
-    def save(self, round_: int, parts: ModelParts) -> None:
-        """Keep the parts as of the end of a round."""
+    def save(self, round_: int, parts: ModelParts, since: int) -> None:
+        """Keep the parts as of the end of a round, and those of the round they came from."""
 
     def load(self, round_: int) -> ModelParts:
         """Return the parts as of the end of a round."""
@@ -99,7 +99,7 @@ class FineTuneClient(NumPyClient):
         )
         trained = read_parts(site.model)
         if job.private:
-            self.vault.save(job.round, trained.only(*job.private))
+            self.vault.save(job.round, trained.only(*job.private), job.since)
         arrays, self.layout = to_arrays(trained.without(*job.private))
         return arrays, result.num_examples, {"loss": result.loss, "notes": "\n".join(result.notes)}
 

@@ -30,7 +30,6 @@ class Setting:
         tasks: Task of each partition. Only heads and the oracle-like methods may read it.
         num_labels: Number of labels of each task.
         ranks: LoRA rank of each partition; empty under full fine-tuning.
-        rows: Training rows of each partition.
         steps: Optimizer steps of one local epoch pass of each partition.
         head_policy: Which heads are averaged together.
         initial: The seeded starting model for a number of labels and a rank (0 for full).
@@ -39,7 +38,6 @@ class Setting:
     tasks: tuple[str, ...]
     num_labels: Mapping[str, int]
     ranks: tuple[int, ...]
-    rows: tuple[int, ...]
     steps: tuple[int, ...]
     head_policy: Literal["shared", "per_task", "local"]
     initial: Mapping[tuple[int, int], ModelParts]

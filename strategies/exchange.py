@@ -35,7 +35,8 @@ def exchange(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterato
     Args:
         grid: Flower's way to the clients.
         messages: What is sent; a generator is drained one message at a time.
-        timeout: Seconds from the last push after which silent clients are lost.
+        timeout: Seconds without any reply after which the silent clients are lost. Clients wait
+            for a free worker, so each arrival starts the clock again.
     """
     turns: dict[str, int] = {}
     addressed: list[Message] = []
@@ -117,9 +118,12 @@ class _Inbox:
         while turn not in self._early:
             if turn not in self._turns.values():
                 return "the client is not connected"
-            if time.monotonic() > self._end:
-                return f"no reply within run.client-timeout ({self._timeout:.0f} s)"
+            late = time.monotonic() > self._end
             replies = list(self._grid.pull_messages(list(self._turns)))
+            if late and not replies:
+                return f"no reply within run.client-timeout ({self._timeout:.0f} s)"
+            if replies:  # the others were busy, not silent
+                self._end = time.monotonic() + self._timeout
             found = None
             # A pulled reply is never handed out again: all of a pull are taken, whoever's turn.
             for reply in replies:

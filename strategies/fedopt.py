@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated
 
+import numpy as np
 from pydantic import Field
 
 from atlas_flwr.aggregation.server_opt import Memory, adam_step, momentum_step
@@ -93,13 +94,17 @@ class FedAdam(FedOpt):
     def _step(
         self, state: State, slot: str, previous: Tensors, mean: Tensors
     ) -> tuple[dict[str, Array], Memory]:
-        return adam_step(
+        memory = state.memory.get(slot, {})
+        # A group's own steps count: it may be absent from rounds under partial participation.
+        step = int(memory["t"]["t"]) + 1 if memory else 1
+        new, moments = adam_step(
             previous,
             mean,
-            state.memory.get(slot, {}),
-            step=state.round,
+            memory,
+            step=step,
             learning_rate=self.options.learning_rate,
             beta_1=self.options.beta_1,
             beta_2=self.options.beta_2,
             tau=self.options.tau,
         )
+        return new, {**moments, "t": {"t": np.array(step)}}

@@ -35,7 +35,7 @@ class Limits:
         seed: The run's seed.
         rounds: Rounds to go.
         fraction: Share of the clients drawn for training each round.
-        timeout: Seconds a phase waits for its slowest client.
+        timeout: Seconds without any reply after which silent clients are lost.
         on_failure: ``"raise"`` stops at a lost client, ``"skip"`` goes on.
         min_results: Replies a phase needs under ``"skip"``.
     """

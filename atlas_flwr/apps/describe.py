@@ -35,7 +35,7 @@ def _facts(config: Config, prepared: Prepared) -> Table:
     trained = " to ".join(f"{size:,}" for size in sorted({min(sizes), max(sizes)}))
     cohort = f"{config.run.fraction:.0%} of {config.run.clients} clients"
     for name, value in (
-        ("strategy", f"{config.strategy.name}, {setting.head_policy} heads"),
+        ("strategy", f"{config.strategy.name}, model.head = {setting.head_policy}"),
         ("model", f"{config.model.name}, {config.model.adaptation}: {trained} numbers trained"),
         ("rounds", f"{config.run.rounds}, {cohort} each, seed {config.run.seed}"),
         ("engine", f"{config.engine.kind}, device {config.engine.device}"),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+
 from atlas_flwr.config.schema import Config
 from atlas_flwr.errors import ConfigError
+from atlas_flwr.models.backbone import longest_input
 from atlas_flwr.training.precision import choose_precision, resolve_device
-from clients.site import deal, open_task, rank_of, starting_parts, task_specs
+from clients.site import deal, model_spec, open_task, rank_of, starting_parts, task_specs
 from strategies.base import Method, Setting
 from strategies.registry import build, parse_options
 
@@ -36,6 +39,35 @@ def check_names(config: Config) -> None:
         )
 
 
+def resolve(config: Config) -> Config:
+    """Return the config with the strategy's options spelled out: a default may change one day.
+
+    Raises:
+        ConfigError: The strategy's name or an option is wrong.
+    """
+    options = parse_options(config.strategy.name, config.strategy.options)
+    spelled = options.model_dump(by_alias=True)
+    strategy = config.strategy.model_copy(update={"options": spelled})
+    return config.model_copy(update={"strategy": strategy})
+
+
+def _check_share(config: Config) -> None:
+    share = config.engine.gpus_per_client
+    if share not in ("auto", 0) and not torch.cuda.is_available():
+        raise ConfigError(
+            f"engine.gpus-per-client: {share}, but no CUDA device is visible; leave it out"
+        )
+
+
+def _check_length(config: Config) -> None:
+    longest = longest_input(model_spec(config))
+    if longest is not None and config.model.max_length > longest:
+        raise ConfigError(
+            f"model.max-length: {config.model.max_length} is more than the {longest} positions of "
+            f"'{config.model.name}'"
+        )
+
+
 def prepare(config: Config) -> Prepared:
     """Open the data, deal the rows, read the model and build the method.
 
@@ -44,6 +76,8 @@ def prepare(config: Config) -> Prepared:
     """
     check_names(config)
     choose_precision(config.train.precision, resolve_device(config.engine.device))
+    _check_share(config)
+    _check_length(config)
     tasks = tuple(config.task_of(p) for p in range(config.run.clients))
     opened = {name: open_task(config, name) for name in config.data.tasks}
     rows = tuple(len(deal(config, task)[p].train) for p, task in enumerate(tasks))
@@ -55,7 +89,6 @@ def prepare(config: Config) -> Prepared:
         tasks=tasks,
         num_labels={name: task.num_labels for name, task in opened.items()},
         ranks=ranks if lora else (),
-        rows=rows,
         steps=tuple(config.train.local_epochs * n for n in batches),
         head_policy=config.head_policy,
         initial={space: starting_parts(config, *space) for space in sorted(spaces)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -47,13 +48,7 @@ class Recorder:
         self.rounds: list[RoundRecord] = []
         self._rows: list[ClientRow] = []
         self._began = time.monotonic()
-        self._facts = RunFacts(
-            experiment=config.run.name,
-            strategy=config.strategy.name,
-            model=config.model.name,
-            engine=engine,
-            seed=config.run.seed,
-        )
+        self._facts = _facts(config, engine)
         self._writer = RunWriter(out)
         self._writer.write_config(dump_config(config))
         self._writer.write_provenance(provenance(list(argv), config.run.seed))
@@ -133,3 +128,39 @@ class Recorder:
         seconds = time.monotonic() - self._began
         peak = max(peaks, default=None)
         self._writer.finish(summary(self._facts, status, self.rounds, scores, moved, seconds, peak))
+
+
+def close_unfinished(config: Config, out: Path, engine: str, error: str, seconds: float) -> None:
+    """Write the summary that a killed server could not: the rounds that ended, status failed.
+
+    Does nothing where the server wrote its own, or had not begun to write.
+
+    Args:
+        config: The experiment.
+        out: Its run directory.
+        engine: Name for the summary.
+        error: One line on how it ended.
+        seconds: Wall time of the run.
+    """
+    if not (out / "config.toml").exists() or (out / "summary.json").exists():
+        return
+    path = out / "rounds.jsonl"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]  # the last line may have been cut by the kill
+    rounds = [json.loads(line) for line in whole.splitlines()]
+    moved = sum((Bytes(r["by_kind_up"], r["by_kind_down"]) for r in rounds), Bytes())
+    peak = max((r["memory_mb"] for r in rounds if r["memory_mb"] is not None), default=None)
+    facts, none = _facts(config, engine), final_scores([], [])
+    writer = RunWriter.reopen(out, len(rounds))
+    writer.finish(summary(facts, "failed", rounds, none, moved, seconds, peak))
+    append_event(out / EVENTS, {"event": "error", "text": error})
+
+
+def _facts(config: Config, engine: str) -> RunFacts:
+    return RunFacts(
+        experiment=config.run.name,
+        strategy=config.strategy.name,
+        model=config.model.name,
+        engine=engine,
+        seed=config.run.seed,
+    )

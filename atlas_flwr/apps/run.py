@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from atlas_flwr.apps.prepare import check_names, prepare
-from atlas_flwr.apps.record import EVENTS, Watcher
+from atlas_flwr.apps.prepare import check_names, prepare, resolve
+from atlas_flwr.apps.record import EVENTS, Watcher, close_unfinished
 from atlas_flwr.apps.server import execute
 from atlas_flwr.config.load import dump_config
 from atlas_flwr.config.schema import Config
 from atlas_flwr.engine.inline import InlineGrid
 from atlas_flwr.engine.launch import run_on_ray
-from atlas_flwr.errors import ConfigError, RunFailed, UserError
+from atlas_flwr.errors import ConfigError, ResultError, RunFailed, UserError
 from atlas_flwr.results.events import follow_events
 from atlas_flwr.results.store import prepare as prepare_out
 
@@ -38,8 +40,9 @@ def run_experiment(config: Config, watch: Watcher) -> Path:
     if config.run.out is None:
         raise ConfigError("run.out: is required here")
     out = Path(config.run.out)
+    check_names(config)
+    config = _resolved(config)
     with _made(out):
-        check_names(config)
         if config.engine.kind == "inline":
             # Imported here: the ClientApp registers its handlers when it is imported.
             from atlas_flwr.apps.client import app  # noqa: PLC0415
@@ -54,17 +57,31 @@ def run_experiment(config: Config, watch: Watcher) -> Path:
 
 @contextmanager
 def _made(out: Path) -> Iterator[None]:
-    """Make the run directory; input refused before anything was written leaves no folder behind."""
+    """Make and claim the run directory; input refused before a run began leaves nothing behind."""
     new = [folder for folder in (out, *out.parents) if not folder.exists()]
     prepare_out(out)
+    events = out / EVENTS
+    try:
+        events.open("x").close()  # of two runs that start at once, one makes it
+    except FileExistsError as error:
+        raise ResultError(f"{out}: another run is writing there; name another --out") from error
     try:
         yield
     except UserError:
+        if not events.stat().st_size:
+            events.unlink()
         for folder in new:
             if any(folder.iterdir()):
                 break
             folder.rmdir()
         raise
+
+
+def _resolved(config: Config) -> Config:
+    """Return the config with the strategy's options and the number of workers spelled out."""
+    workers = 1 if config.engine.kind == "inline" else workers_of(config)
+    engine = config.engine.model_copy(update={"workers": workers})
+    return resolve(config).model_copy(update={"engine": engine})
 
 
 def workers_of(config: Config) -> int:
@@ -83,7 +100,8 @@ def gpus_per_client(config: Config) -> float:
         return float(share)
     if config.engine.device == "cpu" or not torch.cuda.is_available():
         return 0.0
-    return torch.cuda.device_count() / workers_of(config)
+    # Ray gives a client one whole GPU or a share of one, never parts of two.
+    return 1.0 / math.ceil(workers_of(config) / torch.cuda.device_count())
 
 
 def _on_ray(config: Config, out: Path, watch: Watcher) -> None:
@@ -91,7 +109,7 @@ def _on_ray(config: Config, out: Path, watch: Watcher) -> None:
     with tempfile.TemporaryDirectory(prefix="atlas-") as folder:
         resolved = Path(folder) / "config.toml"
         resolved.write_text(dump_config(config), encoding="utf-8")
-        with _following(out / EVENTS, watch):
+        with _closing(config, out), _following(out / EVENTS, watch):
             outcome = run_on_ray(
                 resolved,
                 out,
@@ -102,6 +120,19 @@ def _on_ray(config: Config, out: Path, watch: Watcher) -> None:
             )
     if outcome.status != "completed":
         raise RunFailed(f"{outcome.details} (log: {outcome.log})")
+
+
+@contextmanager
+def _closing(config: Config, out: Path) -> Iterator[None]:
+    """Make sure that the run directory says how the run ended, also when its server was killed."""
+    began, told = time.monotonic(), "the engine ended without a summary"
+    try:
+        yield
+    except BaseException as error:
+        told = str(error) or type(error).__name__
+        raise
+    finally:
+        close_unfinished(config, out, "ray", told.splitlines()[0], time.monotonic() - began)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from atlas_flwr.apps import guard  # noqa: F401 - checks, before the next lines import
 from atlas_flwr.apps.export import export_models
-from atlas_flwr.apps.prepare import prepare
+from atlas_flwr.apps.prepare import prepare, resolve
 from atlas_flwr.apps.record import Recorder, Watcher
 from atlas_flwr.config.load import load_config, with_out
 from atlas_flwr.config.schema import Config
@@ -33,7 +33,12 @@ def main(grid: Grid, context: Context) -> None:
         )
     overrides = [item for item in str(told.get("overrides", "")).split(";") if item.strip()]
     config = load_config(Path(str(told["config"])), overrides)
+    if not (told.get("out") or config.run.out):
+        raise ConfigError("out: name the run directory, e.g. --run-config \"out='/abs/runs/a'\"")
     config = with_out(config, str(told["out"]) if told.get("out") else None)
+    # Whatever the file says, these clients run where Flower runs them.
+    engine = config.engine.model_copy(update={"kind": "ray"})
+    config = resolve(config).model_copy(update={"engine": engine})
     execute(grid, config, engine="ray", argv=sys.argv)
 
 

@@ -79,7 +79,7 @@ def with_out(config: Config, out: str | None) -> Config:
     """
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     chosen = out or config.run.out or f"runs/{config.run.name}-{stamp}"
-    path = str(Path(chosen).expanduser().resolve())
+    path = str(_expanded(chosen, "run.out").resolve())
     return config.model_copy(update={"run": config.run.model_copy(update={"out": path})})
 
 
@@ -115,21 +115,35 @@ def parse_value(text: str) -> Any:
 def _anchored(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Make relative paths absolute: the file's folder is their start."""
 
-    def absolute(value: Any) -> Any:
+    def absolute(value: Any, key: str) -> Any:
         if not isinstance(value, str):
             return value
-        path = Path(value).expanduser()
+        path = _expanded(value, key)
         return str(path if path.is_absolute() else folder / path)
 
     data, model, tasks = tree.get("data"), tree.get("model"), tree.get("task")
     if isinstance(data, dict) and "root" in data:
-        data["root"] = absolute(data["root"])
-    if isinstance(model, dict) and str(model.get("name", "")).startswith((".", "~", "/")):
-        model["name"] = absolute(model["name"])
+        data["root"] = absolute(data["root"], "data.root")
+    if isinstance(model, dict) and _is_folder(model.get("name"), folder):
+        model["name"] = absolute(model["name"], "model.name")
     for task in tasks if isinstance(tasks, list) else ():
         if isinstance(task, dict) and "path" in task:
-            task["path"] = absolute(task["path"])
+            task["path"] = absolute(task["path"], "task.path")
     return tree
+
+
+def _is_folder(name: Any, folder: Path) -> bool:
+    """Tell a model's folder, by its looks or beside the file, from a name or a hub id."""
+    if not isinstance(name, str):
+        return False
+    return name.startswith((".", "~", "/")) or (folder / name / "config.json").is_file()
+
+
+def _expanded(value: str, key: str) -> Path:
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{key}: '{value}': {error}") from error
 
 
 # ------------------------------------------------------------------ checks across sections
@@ -167,6 +181,11 @@ def _check_devices(config: Config) -> None:
         raise ConfigError(
             f"engine.gpus-per-client: {engine.gpus_per_client} with engine.device = 'cpu'; "
             "leave one of the two out"
+        )
+    share = engine.gpus_per_client
+    if share != "auto" and share > 1 and share != int(share):
+        raise ConfigError(
+            f"engine.gpus-per-client: {share} is neither a share of one GPU nor whole GPUs"
         )
     if engine.device == "cuda" and engine.gpus_per_client == 0:
         raise ConfigError(

@@ -55,7 +55,7 @@ class RunSection(Section):
     min_results: PositiveInt = 1
     """Replies a round needs when ``on-failure`` is ``skip``."""
     client_timeout: PositiveFloat = 3600.0
-    """Seconds one phase waits for its slowest client; a late client is named as lost."""
+    """Seconds without any reply after which the clients still missing are named as lost."""
     out: str | None = None
 
 

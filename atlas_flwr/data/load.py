@@ -27,9 +27,9 @@ from atlas_flwr.errors import DataError, did_you_mean
 from atlas_flwr.seeding import rng_for
 
 VALIDATION_SHARE = 0.2
-# A packaged set is scored every round of a demo: its validation set is no larger than this.
-PACKAGED_VALIDATION_ROWS = 600
 """Share of the rows that becomes the validation set where the source has none."""
+PACKAGED_VALIDATION_ROWS = 600
+"""A packaged set is scored every round of a demo: its validation set is no larger than this."""
 
 SPLITS = ("train", "validation")
 
@@ -60,8 +60,9 @@ def load_rows(spec: TaskSpec, root: str | None, seed: int) -> TaskRows:
     """Read, check and split a task's rows.
 
     Train rows that equal a validation row, case and white space apart, are removed. A packaged or
-    one-file task is split 80/20 by seed, each class apart; the split depends on the task's source
-    and not on its name, so a task and its relabelled twin share it.
+    one-file task is split 80/20 by seed, each class apart (a packaged one keeps at most
+    ``PACKAGED_VALIDATION_ROWS`` for validation); the split depends on the task's source and not on
+    its name, so a task and its relabelled twin share it.
 
     Args:
         spec: The task.

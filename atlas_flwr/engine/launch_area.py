@@ -7,6 +7,7 @@ inherits, and simulated clients import from that folder first. Each run here get
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sys
 import sysconfig
@@ -32,6 +33,7 @@ RAY_ROOM = 103 - 68
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # Set by the user's shell for another Flower or Ray; each would point this run at somebody else's.
 _FOREIGN = ("FLWR_", "RAY_ADDRESS", "RAY_NAMESPACE", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
+_PROGRAM = "flower-superlink"
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,16 @@ def _unproxied(base: Mapping[str, str]) -> dict[str, str]:
 
 
 def program_folder() -> Path:
-    """Return the folder of this Python's programs (`flwr`, `flower-superlink`)."""
-    return Path(sys.executable).parent
+    """Return the folder of this Python's programs (`flwr`, `flower-superlink`).
+
+    Beside the interpreter in a virtual environment; elsewhere (Colab, Debian, a user install)
+    where that interpreter's installer puts scripts, or wherever the shell would find them.
+    """
+    user = sysconfig.get_path("scripts", sysconfig.get_preferred_scheme("user"))
+    found = shutil.which(_PROGRAM)
+    folders = [Path(sys.executable).parent, Path(sysconfig.get_path("scripts")), Path(user)]
+    folders += [Path(found).parent] if found else []
+    return next((folder for folder in folders if (folder / _PROGRAM).exists()), folders[0])
 
 
 def write_connection(area: Area, port: int) -> None:

@@ -1,7 +1,7 @@
 """A client's own disk: what must stay private (a local head, a local adapter), by round.
 
-One safetensors file a round, written atomically; the last two rounds stay, so that a round that is
-repeated can start from the one before. Nothing here is ever sent.
+One safetensors file a round, written atomically. The parts a round started from stay beside those
+it made, so that it can be repeated. Nothing here is ever sent.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from atlas_flwr.errors import AtlasError
 from atlas_flwr.types import PARTS, ModelParts
 from atlas_flwr.wire import flatten, unflatten
 
-_KEEP = 2
-
 
 class Vault:
     """The private parts of one partition, kept under ``root/client-<partition>/``."""
@@ -27,8 +25,15 @@ class Vault:
         self._folder = root / f"client-{partition}"
         self._partition = partition
 
-    def save(self, round_: int, parts: ModelParts) -> None:
-        """Write the parts as of the end of a round; only the round before stays beside them."""
+    def save(self, round_: int, parts: ModelParts, since: int = 0) -> None:
+        """Write the parts as of the end of a round; only those they came from stay beside them.
+
+        Args:
+            round_: The round that made them.
+            parts: What is kept.
+            since: The round they continue from, which the server may ask for again: an answer can
+                be lost on its way.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             f"{kind}/{name}": tensor
@@ -40,8 +45,8 @@ class Vault:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         save_file(tensors, temporary, metadata={"scales": json.dumps(scales)})
         os.replace(temporary, path)
-        rounds = sorted(int(p.stem.removeprefix("round-")) for p in self._folder.glob("round-*"))
-        for old in rounds[:-_KEEP]:
+        rounds = {int(p.stem.removeprefix("round-")) for p in self._folder.glob("round-*")}
+        for old in rounds - {round_, since}:
             self._path(old).unlink()
 
     def load(self, round_: int) -> ModelParts:

@@ -102,6 +102,23 @@ def load_fresh(spec: ModelSpec, num_labels: int, seed: int) -> LoadedModel:
     return _wrap(open_backbone(spec), num_labels, seed)
 
 
+def longest_input(spec: ModelSpec) -> int | None:
+    """Return how many tokens the model has positions for; ``None`` when it says nothing.
+
+    RoBERTa's first positions belong to padding and are not counted.
+
+    Raises:
+        ModelError: The model can't be had.
+    """
+    backbone = open_backbone(spec)
+    for name, module in backbone.module.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            padding = module.padding_idx
+            return module.num_embeddings - (0 if padding is None else padding + 1)
+    positions = getattr(backbone.config, "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
 def forget() -> None:
     """Drop every model and tokenizer this process holds."""
     load.cache_clear()

@@ -96,7 +96,7 @@ def tokenizer_of(name: str) -> Any:
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what broken files raise there has no common base
         raise catalog.refusal(name, error) from error
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:

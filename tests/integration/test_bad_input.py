@@ -37,6 +37,18 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("train.learning-rate", "nan"),
     ),
     "infinite rate": ({"train": {"learning-rate": float("inf")}}, ("train.learning-rate", "inf")),
+    "more tokens than positions": (
+        {"model": {"max-length": 8000}},
+        ("model.max-length", "8000", "positions"),
+    ),
+    "a GPU share and a half": (
+        {"engine": {"gpus-per-client": 1.5}},
+        ("engine.gpus-per-client", "1.5"),
+    ),
+    "a home that nobody has": (
+        {"data": {"root": "~nosuchuser/x"}},
+        ("data.root", "~nosuchuser"),
+    ),
     "rank zero": ({"lora": {"rank": 0}}, ("lora.rank", "0")),
     "rank zero in a list": ({"lora": {"rank": [2, 0]}}, ("lora.rank", "0")),
     "unknown partitioner": ({"data": {"partitioner": "iidd"}}, ("data.partitioner", "'iidd'")),

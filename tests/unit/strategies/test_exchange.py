@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -182,3 +183,15 @@ def test_updates_that_are_not_what_was_sent_are_refused(update: Update, message:
     sent = ModelParts(adapter={"m": LoraFactors(np.zeros((2, 3)), np.zeros((4, 2)), 1.0)})
     with pytest.raises(AtlasError, match=message):
         check_schema(Job(0, "train", 1, sent), update)
+
+
+def test_each_arrival_starts_the_clock_again() -> None:
+    """Clients that wait for a free worker are busy, not silent."""
+
+    class Slow(InlineGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            time.sleep(0.15)
+            return super().pull_messages(message_ids)
+
+    grid = Slow(app, 6)
+    assert partitions(exchange(grid, messages(grid), 0.5)) == list(range(6))

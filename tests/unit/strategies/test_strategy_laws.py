@@ -33,7 +33,6 @@ def setting(policy: str = "per_task", ranks: tuple[int, ...] = (4,) * 6) -> Sett
         tasks=TASKS,
         num_labels={"a": 2, "b": 2},
         ranks=ranks,
-        rows=ROWS,
         steps=(1,) * 6,
         head_policy=policy,  # type: ignore[arg-type]
         initial={(2, rank): initial(rank) for rank in set(ranks)},
@@ -259,3 +258,11 @@ def test_wrong_names_and_options_are_one_line(name_: str, options: dict, message
     with pytest.raises(ConfigError, match=message) as refused:
         parse_options(name_, options)
     assert "\n" not in str(refused.value)
+
+
+def test_fedadam_counts_the_steps_of_a_group_and_not_the_rounds() -> None:
+    method = build("fedadam", {}, setting())
+    late = play(method, [[0], [0], [3]])  # task b's head is first touched in round 3
+    early = play(method, [[3]], lambda job: moved(replace(job, round=3)))
+    left = method.model_for(late, 3).parts.head["head.weight"]
+    np.testing.assert_allclose(left, method.model_for(early, 3).parts.head["head.weight"])

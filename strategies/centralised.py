@@ -13,16 +13,18 @@ from strategies.base import Method, Options, State
 class CentralisedOptions(Options):
     """Options of centralised training."""
 
-    steps: Literal["equal", "all"] = "equal"
-    """``equal``: as many steps a round as the task's largest client; ``all``: the whole pool."""
+    steps: Literal["total", "client"] = "total"
+    """Optimizer steps of a round: ``total``, as many as the task's clients take together;
+    ``client``, as many as its largest client takes alone (other rows, not more work)."""
 
 
 class Centralised(Method):
     """One model for each task, trained on the rows of all its clients.
 
-    No privacy and no federation: what a method could reach if rows could be pooled. With equal
-    steps the pool gives other rows, not more of them. Only simulation can run it: the task's
-    lowest partition reads the rows of the others.
+    No privacy and no federation: what a method could reach if rows could be pooled, at equal
+    steps. Only simulation can run it: the task's lowest partition reads the rows of the others.
+    ``steps = "client"`` is a control and no ceiling: averaging clients that took as many steps
+    each can beat it.
     """
 
     options_type = CentralisedOptions
@@ -49,7 +51,7 @@ class Centralised(Method):
         for task in dict.fromkeys(self.setting.tasks):
             pool = tuple(p for p, t in enumerate(self.setting.tasks) if t == task)
             job = self.train_job(state, pool[0])
-            steps = max(self.setting.steps[p] for p in pool)
-            options = {"max-steps": steps} if self.options.steps == "equal" else {}
-            jobs.append(replace(job, pool=pool, options=options))
+            each = [self.setting.steps[p] for p in pool]
+            steps = sum(each) if self.options.steps == "total" else max(each)
+            jobs.append(replace(job, pool=pool, options={"max-steps": steps}))
         return jobs

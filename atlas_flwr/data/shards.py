@@ -121,7 +121,10 @@ def _tables(
             f"data.holdout: {holdout} of the {len(rows)} training rows of task '{task_name}' is "
             "no row; use a larger share"
         )
-    return np.setdiff1d(rows, part), "train", _fixed(part)
+    # A duplicate left in the pool would be trained on and tuned on.
+    held = {task.train.key(row) for row in part}
+    pool = np.array([r for r in np.setdiff1d(rows, part) if task.train.key(r) not in held], int)
+    return pool, "train", _fixed(part)
 
 
 def _fixed(array: NDArray[Any]) -> NDArray[Any]:

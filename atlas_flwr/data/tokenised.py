@@ -46,6 +46,10 @@ class TokenTable:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def key(self, row: int) -> bytes:
+        """Return a row's tokens as bytes: equal for rows that the model can't tell apart."""
+        return self._ids[self._offsets[row] : self._offsets[row + 1]].tobytes()
+
     def batch(self, indices: NDArray[Any], pad_token_id: int) -> dict[str, NDArray[np.int64]]:
         """Return rows padded on the right to the longest of them.
 

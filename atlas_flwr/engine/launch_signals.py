@@ -40,16 +40,22 @@ def signals_raise() -> Iterator[None]:
 
 @contextmanager
 def signals_wait() -> Iterator[None]:
-    """Hold Ctrl-C, SIGTERM and SIGHUP back inside the block; they are delivered at its end.
+    """Hold Ctrl-C, SIGTERM and SIGHUP back inside the block; the first is delivered at its end.
 
     For the few seconds in which a run's processes are stopped: a second Ctrl-C, which impatient
-    people press, would otherwise leave half of them running.
+    people press, would otherwise leave half of them running. Handlers and not a signal mask: a
+    mask holds for one thread, and the signal would reach another.
     """
-    if not hasattr(signal, "pthread_sigmask"):
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *_ENDING})
+    came: list[int] = []
+    numbers = [n for n in (signal.SIGINT, *_ENDING) if signal.getsignal(n) is not None]
+    before = {n: signal.signal(n, lambda number, frame: came.append(number)) for n in numbers}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])

@@ -8,8 +8,9 @@ from atlas_flwr.data.tokenised import TokenisedTask, TokenTable
 from atlas_flwr.errors import DataError
 
 
-def table(labels):
-    ids = pa.array([[1, 2]] * len(labels), type=pa.large_list(pa.int32()))
+def table(labels, distinct=None):
+    rows = [[1, 2 + i % (distinct or len(labels))] for i in range(len(labels))]
+    ids = pa.array(rows, type=pa.large_list(pa.int32()))
     return TokenTable(
         pa.RecordBatch.from_pydict({"input_ids": ids, "labels": pa.array(labels, pa.int64())})
     )
@@ -76,6 +77,14 @@ def test_holdout_evaluates_on_training_rows_that_nobody_trains_on():
     )
     for shard in shards.values():
         assert not set(shard.train) & set(full)
+
+
+def test_no_copy_of_a_holdout_row_is_trained_on():
+    twice = TokenisedTask(table([0, 1] * 100, distinct=100), table([0, 1]), 2, ("no", "yes"))
+    shards = deal_task(twice, (0, 1), data(holdout=0.1), 0, "t")
+    held = {twice.train.key(row) for row in shards[0].full_evaluation}
+    for shard in shards.values():
+        assert held.isdisjoint(twice.train.key(row) for row in shard.train)
 
 
 def test_holdout_counts_against_the_training_rows():

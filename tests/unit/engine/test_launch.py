@@ -187,14 +187,21 @@ def test_a_handler_of_the_callers_is_kept(monkeypatch):
 
 def test_ctrl_c_waits_until_everything_is_stopped():
     reached = []
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)  # a signal may reach any thread of the process
+    other.start()
 
     def stop_while_interrupted() -> None:
         with signals_wait():
             os.kill(os.getpid(), signal.SIGINT)
             reached.append("the end")
 
-    with pytest.raises(KeyboardInterrupt):
-        stop_while_interrupted()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            stop_while_interrupted()
+    finally:
+        done.set()
+        other.join()
     assert reached == ["the end"]
 
 

@@ -213,15 +213,15 @@ def test_absent_clients_keep_their_private_parts() -> None:
     assert [method.model_for(state, p).since for p in range(6)] == [1, 2, 2, 0, 0, 0]
 
 
-def test_centralised_pools_each_task_for_one_clients_steps() -> None:
-    method = build("centralised", {}, replace(setting(), steps=(3, 5, 4, 1, 1, 1)))
+@pytest.mark.parametrize(("steps", "expected"), [("total", (12, 3)), ("client", (5, 1))])
+def test_centralised_pools_each_task_at_equal_steps(steps: str, expected: tuple[int, int]) -> None:
+    uneven = replace(setting(), steps=(3, 5, 4, 1, 1, 1))
+    method = build("centralised", {"steps": steps}, uneven)
     jobs = method.plan(replace(method.start(), round=1), [4]) or []
-    assert [(j.partition, j.pool, j.options) for j in jobs] == [
-        (0, (0, 1, 2), {"max-steps": 5}),
-        (3, (3, 4, 5), {"max-steps": 1}),
+    assert [(j.partition, j.pool, j.options["max-steps"]) for j in jobs] == [
+        (0, (0, 1, 2), expected[0]),
+        (3, (3, 4, 5), expected[1]),
     ]
-    every = build("centralised", {"steps": "all"}, setting())
-    assert all(not j.options for j in every.plan(replace(every.start(), round=1), []) or [])
 
 
 def test_mixed_ranks_are_refused_where_factors_are_averaged(name: str) -> None:

@@ -107,7 +107,7 @@ def refusal(name: str, error: Exception) -> ModelError:
     tried = (
         "the hub's cache on this machine (the hub itself is switched off by HF_HUB_OFFLINE)"
         if offline
-        else "the hub's cache on this machine and huggingface.co"
+        else "the hub's cache on this machine and the Hugging Face hub"
     )
     hint = did_you_mean(name, [known for known in MODELS if known != name])
     return ModelError(

@@ -1,6 +1,7 @@
 """Every test: no hub, one thread, and a token cache of its own session's."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,4 +19,20 @@ def token_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Keep tokenised rows in the session's folder; programs that tests start inherit it."""
     folder = tmp_path_factory.mktemp("atlas-cache")
     os.environ["ATLAS_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Give the folder of a tiny model by architecture, built once; ``minilm`` is itself."""
+    # Imported here: torch must not load before the variables above are set.
+    from fakes import tiny_model  # noqa: PLC0415
+
+    made: dict[str, str] = {"minilm": "minilm"}
+
+    def folder(architecture: str) -> str:
+        if architecture not in made:
+            made[architecture] = tiny_model(tmp_path_factory.mktemp(architecture), architecture)
+        return made[architecture]
+
     return folder

@@ -10,21 +10,8 @@ from typing import Any
 import pytest
 
 from atlas_flwr.apps.cli import main
-from fakes import tiny_model, tiny_task, write_experiment
+from fakes import tiny_task, write_experiment
 from runs import Run, Said, assert_refused
-
-
-@pytest.fixture(scope="session")
-def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """Give the folder of a tiny model by architecture, built once."""
-    made: dict[str, str] = {"minilm": "minilm"}
-
-    def folder(architecture: str) -> str:
-        if architecture not in made:
-            made[architecture] = tiny_model(tmp_path_factory.mktemp(architecture), architecture)
-        return made[architecture]
-
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -39,11 +26,11 @@ def sections(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 
 
 @pytest.fixture(scope="session")
-def tree(model_of: Callable[[str], str], sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def tree(folder_of: Callable[[str], str], sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Give a small experiment: three clients, one task, two rounds, inline, in about a second."""
     return {
         "run": {"name": "tiny", "rounds": 2, "clients": 3, "seed": 7},
-        "model": {"name": model_of("distilbert"), "max-length": 16},
+        "model": {"name": folder_of("distilbert"), "max-length": 16},
         "data": {"tasks": ["two"], "samples-per-client": 24},
         "task": list(sections.values()),
         "train": {"batch-size": 8, "learning-rate": 0.01},

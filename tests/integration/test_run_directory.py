@@ -139,10 +139,10 @@ def test_the_resolved_config_runs_again_to_the_same_bits(
 
 
 @pytest.mark.usefixtures("no_report")
-def test_training_learns(run: Callable[..., Run], model_of: Callable[[str], str]) -> None:
+def test_training_learns(run: Callable[..., Run], folder_of: Callable[[str], str]) -> None:
     found = run(
         run={"rounds": 6},
-        model={"name": model_of("gpt2")},
+        model={"name": folder_of("gpt2")},
         train={"batch-size": 4},
         data={"samples-per-client": 48},
     )
@@ -175,9 +175,9 @@ def scores_of(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> dict[st
 @pytest.mark.parametrize("adaptation", ["lora", "full"])
 @pytest.mark.parametrize("architecture", ["distilbert", "bert", "roberta", "gpt2"])
 def test_exported_models_give_the_scores_of_the_summary(
-    run: Callable[..., Run], model_of: Callable[[str], str], architecture: str, adaptation: str
+    run: Callable[..., Run], folder_of: Callable[[str], str], architecture: str, adaptation: str
 ) -> None:
-    base = model_of(architecture)
+    base = folder_of(architecture)
     found = run(
         model={"name": base, "adaptation": adaptation},
         train={"batch-size": 4},

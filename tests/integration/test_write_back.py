@@ -65,13 +65,13 @@ MODELS = [
 def test_clients_hold_what_the_server_sent(
     run: Callable[..., Run],
     wire: Wire,
-    model_of: Callable[[str], str],
+    folder_of: Callable[[str], str],
     name: str,
     adaptation: str,
 ) -> None:
     found = run(
         run={"rounds": 2, "clients": 2},
-        model={"name": model_of(name), "adaptation": adaptation},
+        model={"name": folder_of(name), "adaptation": adaptation},
         data={"samples-per-client": 16},
     )
     kinds = [(job.round, job.action, job.rows) for job in wire.sent]

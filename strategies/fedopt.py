@@ -76,7 +76,7 @@ class FedAvgM(FedOpt):
 class FedAdamOptions(Options):
     """Options of FedAdam; the rate is the size of one step of one number, so it is small."""
 
-    learning_rate: Rate = 0.003
+    learning_rate: Rate = 0.01
     """Server rate η: about how far each number moves in a round."""
     beta_1: Decay = 0.9
     beta_2: Decay = 0.99

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import lru_cache, partial
 
 import numpy as np
@@ -13,7 +11,7 @@ from atlas_flwr.data.shards import Shard, deal_task
 from atlas_flwr.data.tasks import TaskSpec, resolve_tasks
 from atlas_flwr.data.tokenised import TokenisedTask, open_tokenised
 from atlas_flwr.models.adapter_io import initial_parts
-from atlas_flwr.models.backbone import ModelSpec, load, load_tokenizer
+from atlas_flwr.models.backbone import ModelSpec, load, load_tokenizer, tokenizer_digest
 from atlas_flwr.training.local import TrainSpec
 from atlas_flwr.types import ModelParts
 from clients.base import Site
@@ -52,15 +50,6 @@ def task_specs(config: Config) -> dict[str, TaskSpec]:
     return resolve_tasks(config.data.tasks, config.task)
 
 
-@lru_cache(maxsize=4)
-def _tokenizer_key(name: str, spec: ModelSpec) -> str:
-    """Return a digest of what the tokenizer does: a folder's files may change under its name."""
-    tokenizer = load_tokenizer(spec)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    facts = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return f"{name}/{type(tokenizer).__name__}/{hashlib.sha256(facts.encode()).hexdigest()}"
-
-
 def open_task(config: Config, name: str) -> TokenisedTask:
     """Return a task's tokenised rows, from the cache on disk after the first time.
 
@@ -70,7 +59,7 @@ def open_task(config: Config, name: str) -> TokenisedTask:
     return open_tokenised(
         task_specs(config)[name],
         load_tokenizer(model_spec(config)),
-        _tokenizer_key(config.model.name, model_spec(config)),
+        tokenizer_digest(config.model.name),
         config.model.max_length,
         config.data.root,
         config.run.seed,

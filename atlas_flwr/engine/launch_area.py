@@ -33,7 +33,7 @@ RAY_ROOM = 103 - 68
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # Set by the user's shell for another Flower or Ray; each would point this run at somebody else's.
 _FOREIGN = ("FLWR_", "RAY_ADDRESS", "RAY_NAMESPACE", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
-_PROGRAM = "flower-superlink"
+SUPERLINK = "flower-superlink"
 
 
 @dataclass(frozen=True)
@@ -157,10 +157,10 @@ def program_folder() -> Path:
     where that interpreter's installer puts scripts, or wherever the shell would find them.
     """
     user = sysconfig.get_path("scripts", sysconfig.get_preferred_scheme("user"))
-    found = shutil.which(_PROGRAM)
+    found = shutil.which(SUPERLINK)
     folders = [Path(sys.executable).parent, Path(sysconfig.get_path("scripts")), Path(user)]
     folders += [Path(found).parent] if found else []
-    return next((folder for folder in folders if (folder / _PROGRAM).exists()), folders[0])
+    return next((folder for folder in folders if (folder / SUPERLINK).exists()), folders[0])
 
 
 def write_connection(area: Area, port: int) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from atlas_flwr.engine.launch_area import LOOPBACK, free_port, program_folder
+from atlas_flwr.engine.launch_area import LOOPBACK, SUPERLINK, free_port, program_folder
 from atlas_flwr.errors import RunFailed
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def start_superlink(
 
 def _superlink_command(port: int) -> list[str]:
     """Return the daemon's command line (as in flwr/cli/local_superlink.py, state in memory)."""
-    program = program_folder() / "flower-superlink"
+    program = program_folder() / SUPERLINK
     if not program.is_file():
         raise RunFailed(f"{program} is missing: install 'flwr[simulation]' in this environment")
     words = "--insecure --simulation --isolation subprocess"

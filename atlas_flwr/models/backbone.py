@@ -25,6 +25,7 @@ from atlas_flwr.models.checkpoint import (
     load_tokenizer,
     open_backbone,
     quiet,
+    tokenizer_digest,
     tokenizer_of,
 )
 from atlas_flwr.seeding import seed_for
@@ -38,6 +39,7 @@ __all__ = [
     "load_fresh",
     "load_tokenizer",
     "quiet",
+    "tokenizer_digest",
 ]
 
 
@@ -124,6 +126,7 @@ def forget() -> None:
     load.cache_clear()
     _backbone.cache_clear()
     tokenizer_of.cache_clear()
+    tokenizer_digest.cache_clear()
 
 
 @functools.cache

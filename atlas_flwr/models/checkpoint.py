@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -104,6 +106,24 @@ def tokenizer_of(name: str) -> Any:
             raise ModelError(f"model.name: '{name}' has neither a padding nor an end token")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+@functools.cache
+def tokenizer_digest(name: str) -> str:
+    """Return a digest of what a named model's tokenizer does with a text.
+
+    A folder's files may change under its name. How long the last texts were cut, which a tokenizer
+    remembers, is no part of it.
+
+    Raises:
+        ModelError: The tokenizer can't be had.
+    """
+    tokenizer = tokenizer_of(name)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    facts = json.loads(backend.to_str()) if backend else tokenizer.get_vocab()
+    facts |= {"truncation": None, "padding": None} if backend else {}
+    text = json.dumps([type(tokenizer).__name__, facts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def open_backbone(spec: ModelSpec) -> Backbone:

@@ -2,91 +2,63 @@
 
 One message carries an ``ArrayRecord`` for each kind of part that travels (``adapter``, ``head``,
 ``weights``), a ``ConfigRecord`` for what is asked, and a ``MetricRecord`` for what is measured.
-LoRA factors are named ``<module>.lora_A`` and ``<module>.lora_B``; their scales travel beside them,
-so that no side reads a scale from its own configuration.
+Tensors are named as in ``flat``; the scales of LoRA factors travel beside them, so that no side
+reads a scale from its own configuration.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
 from atlas_flwr.errors import WireError
-from atlas_flwr.types import PARTS, Job, LoraFactors, ModelParts, Report, Tensors, Update
-
-NDArray = npt.NDArray[Any]
+from atlas_flwr.flat import KINDS, flatten, squeeze, stretch, unflatten
+from atlas_flwr.types import PARTS, Job, ModelParts, Part, Report, Stage, Tensors, Update
 
 HELLO = "query.hello"
 PARTITION_ID = "partition-id"  # Flower's own node-config key
 NUM_EXAMPLES = "num-examples"
 
-_JOB, _SCALES, _METRICS, _SAID = "job", "scales", "metrics", "said"
-_A, _B = ".lora_A", ".lora_B"
+_JOB, _FACTS, _METRICS, _SAID = "job", "facts", "metrics", "said"
 _OWN_METRICS = (NUM_EXAMPLES, "seconds", "peak-memory-bytes")
 
 
 # ------------------------------------------------------------------ model parts
 
 
-def flatten(parts: ModelParts) -> dict[str, Tensors]:
-    """Return each non-empty kind's tensors by name."""
-    factors = parts.only("adapter").body()
-    kinds: dict[str, Tensors] = {
-        "adapter": factors,
-        "head": parts.head,
-        "weights": parts.weights,
-    }
-    return {kind: tensors for kind, tensors in kinds.items() if tensors}
-
-
-def unflatten(kinds: Mapping[str, Tensors], scales: Mapping[str, float]) -> ModelParts:
-    """Return the model parts behind named tensors.
-
-    Raises:
-        WireError: A factor lacks its partner or its scale, or the ranks of A and B differ.
-    """
-    adapter: dict[str, LoraFactors] = {}
-    flat = kinds.get("adapter", {})
-    for name, a in flat.items():
-        if not name.endswith(_A):
-            continue
-        module = name.removesuffix(_A)
-        b = flat.get(module + _B)
-        if b is None or module not in scales:
-            raise WireError(f"{module}: a LoRA factor came without its partner or its scale")
-        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
-            raise WireError(f"{module}: A {a.shape} and B {b.shape} don't share a rank")
-        adapter[module] = LoraFactors(a, b, float(scales[module]))
-    if 2 * len(adapter) != len(flat):
-        raise WireError("adapter: a LoRA factor B came without its A")
-    return ModelParts(adapter, kinds.get("head", {}), kinds.get("weights", {}))
-
-
-def _pack_parts(content: RecordDict, parts: ModelParts) -> None:
+def _pack_parts(content: RecordDict, parts: ModelParts, sparse: bool) -> None:
+    facts: dict[str, object] = {}
     for kind, tensors in flatten(parts).items():
+        named = tensors
+        if sparse and kind == "adapter":
+            facts["columns"] = {name: tensor.shape[1] for name, tensor in tensors.items()}
+            named = squeeze(tensors)
         content[kind] = ArrayRecord(
-            {name: Array(np.ascontiguousarray(tensor)) for name, tensor in tensors.items()}
+            {name: Array(np.ascontiguousarray(tensor)) for name, tensor in named.items()}
         )
     if parts.adapter:
-        scales = {module: float(factors.scale) for module, factors in parts.adapter.items()}
-        content[_SCALES] = ConfigRecord({"scales": json.dumps(scales)})
+        facts["scales"] = {module: float(f.scale) for module, f in parts.adapter.items()}
+    if facts:
+        content[_FACTS] = ConfigRecord({"facts": json.dumps(facts)})
 
 
 def _read_parts(content: RecordDict) -> ModelParts:
     kinds: dict[str, Tensors] = {
         kind: {name: array.numpy() for name, array in content.array_records[kind].items()}
-        for kind in PARTS
+        for kind in KINDS
         if kind in content.array_records
     }
-    told = content.config_records.get(_SCALES, ConfigRecord())
-    return unflatten(kinds, json.loads(str(told.get("scales", "{}"))))
+    told = content.config_records.get(_FACTS, ConfigRecord())
+    facts = json.loads(str(told.get("facts", "{}")))
+    if not (isinstance(facts, dict) and all(isinstance(each, dict) for each in facts.values())):
+        raise WireError("the message's scales or columns are not told by name")
+    if "columns" in facts and "adapter" in kinds:
+        kinds["adapter"] = stretch(kinds["adapter"], facts["columns"])
+    return unflatten(kinds, facts.get("scales", {}))
 
 
 # ------------------------------------------------------------------ jobs
@@ -100,13 +72,19 @@ def pack_job(job: Job, config: str) -> RecordDict:
         config: The resolved experiment as JSON; the client keeps no configuration of its own.
     """
     content = RecordDict()
-    _pack_parts(content, job.parts)
+    _pack_parts(content, job.parts, job.sparse)
     facts: dict[str, object] = {
         "partition": job.partition,
         "action": job.action,
         "round": job.round,
         "private": sorted(job.private),
         "since": job.since,
+        "seeded": sorted(job.seeded),
+        "draw": job.draw,
+        "carried": list(job.carried),
+        "stages": [{"trains": sorted(s.trains), "epochs": s.epochs} for s in job.stages],
+        "returns": sorted(job.returns),
+        "sparse": job.sparse,
         "options": dict(job.options),
         "rows": job.rows,
         "pool": list(job.pool),
@@ -126,13 +104,20 @@ def read_job(content: RecordDict) -> tuple[Job, str]:
         raise WireError("the message carries no job")
     try:
         facts = json.loads(str(record["job"]))
+        held, new = facts["carried"]
         job = Job(
             partition=int(facts["partition"]),
             action=facts["action"],
             round=int(facts["round"]),
             parts=_read_parts(content),
-            private=frozenset(facts["private"]),
+            private=_named(facts["private"]),
             since=int(facts["since"]),
+            seeded=_named(facts["seeded"]),
+            draw=int(facts["draw"]),
+            carried=(int(held), int(new)),
+            stages=tuple(Stage(_named(s["trains"]), s["epochs"]) for s in facts["stages"]),
+            returns=_named(facts["returns"]),
+            sparse=bool(facts["sparse"]),
             options=facts["options"],
             rows=facts["rows"],
             pool=tuple(facts["pool"]),
@@ -142,13 +127,20 @@ def read_job(content: RecordDict) -> tuple[Job, str]:
     return job, str(record["config"])
 
 
+def _named(names: Iterable[str]) -> frozenset[Part]:
+    """Return parts by name; an unknown one is a ``ValueError``."""
+    if odd := sorted({*names} - {*PARTS}):
+        raise ValueError(f"no part of a model is called '{odd[0]}'")
+    return frozenset(part for part in PARTS if part in names)
+
+
 # ------------------------------------------------------------------ updates
 
 
 def pack_update(update: Update) -> RecordDict:
     """Return the content of the message that answers a job."""
     content = RecordDict()
-    _pack_parts(content, update.parts)
+    _pack_parts(content, update.parts, update.sparse)
     report = update.report
     numbers: dict[str, int | float | list[int] | list[float]] = {
         NUM_EXAMPLES: int(report.num_examples),
@@ -221,44 +213,11 @@ def count_bytes(content: RecordDict) -> dict[str, int]:
     Arrays count with their NumPy headers and names. Flower's own count fails on empty strings and
     lists, so the small records are counted as they are serialised.
     """
-    counts: dict[str, int] = {kind: 0 for kind in PARTS}
+    counts: dict[str, int] = {kind: 0 for kind in KINDS}
     rest = RecordDict()
     for name, record in content.items():
-        if name in PARTS:
+        if name in KINDS:
             counts[name] = record.count_bytes()
         else:
             rest[name] = record
     return {**counts, "other": recorddict_to_proto(rest).ByteSize()}
-
-
-# ------------------------------------------------------------------ NumPyClient's lists
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What the places of a NumPyClient's list of arrays mean: ``(kind, name)`` each, and scales."""
-
-    places: tuple[tuple[str, str], ...]
-    scales: Mapping[str, float]
-
-
-def to_arrays(parts: ModelParts) -> tuple[list[NDArray], Layout]:
-    """Return model parts as the list of arrays a NumPyClient takes, and what its places mean."""
-    kinds = flatten(parts)
-    places = tuple((kind, name) for kind, tensors in kinds.items() for name in tensors)
-    scales = {module: factors.scale for module, factors in parts.adapter.items()}
-    return [kinds[kind][name] for kind, name in places], Layout(places, scales)
-
-
-def from_arrays(arrays: Sequence[NDArray], layout: Layout) -> ModelParts:
-    """Return the model parts behind a NumPyClient's list.
-
-    Raises:
-        WireError: The list is not as long as its layout.
-    """
-    if len(arrays) != len(layout.places):
-        raise WireError(f"{len(arrays)} arrays came for {len(layout.places)} places")
-    kinds: dict[str, dict[str, NDArray]] = {}
-    for (kind, name), array in zip(layout.places, arrays, strict=True):
-        kinds.setdefault(kind, {})[name] = array
-    return unflatten(kinds, layout.scales)

@@ -18,6 +18,13 @@ from rich.table import Table
 
 from atlas_flwr.errors import UserError
 from atlas_flwr.results.provenance import provenance
+from benchmarks.aggregation import (
+    capped_memory,
+    exact_memory,
+    products,
+    products_large,
+    running_memory,
+)
 from benchmarks.federated_round import inline_round, ray_round
 from benchmarks.guide_round import guide_round
 from benchmarks.measure import Ratio
@@ -31,6 +38,11 @@ BENCHMARKS: dict[str, Callable[[Size], Ratio]] = {
     "ray": ray_round,
     "message": training_message,
     "guide": guide_round,
+    "products": products,
+    "products-4096": products_large,
+    "running-memory": running_memory,
+    "capped-memory": capped_memory,
+    "exact-memory": exact_memory,
 }
 
 
@@ -72,7 +84,7 @@ def table(ratios: Sequence[Ratio], size: Size) -> Table:
     """Return the ratios as one table."""
     shown = Table(title=f"{size.model} on {size.task}, A B A B ..., medians")
     shown.add_column("what ÷ by what")
-    for heading in ("ratio", "min–max", "target", "seconds"):
+    for heading in ("ratio", "min–max", "target", "seconds or MB"):
         shown.add_column(heading, justify="right", no_wrap=True)
     for ratio in ratios:
         style = "green" if ratio.met else "red"

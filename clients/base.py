@@ -1,31 +1,33 @@
-"""What every client does: load what it is sent, train or score on its own rows, answer.
+"""What every client does: put its model together, train or score on its own rows, answer.
 
-A client is a pure function of its message and its own rows. What must stay with it is kept in its
-vault, named by the round in which it was written.
+A client is a pure function of its message and its own rows. What must stay with it, and what it
+was sent before, is kept in its vault, named by the round in which it was written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import numpy as np
 from flwr.client import NumPyClient
 
+from atlas_flwr.aggregation.delta import accumulate
+from atlas_flwr.aggregation.square import between
 from atlas_flwr.data.tokenised import TokenTable
 from atlas_flwr.errors import WireError
+from atlas_flwr.flat import from_arrays, to_arrays
 from atlas_flwr.models.adapter_io import read_parts, write_parts
 from atlas_flwr.models.backbone import LoadedModel
 from atlas_flwr.seeding import rng_for, seed_for
 from atlas_flwr.training.evaluate import evaluate
-from atlas_flwr.training.local import TrainSpec, train
-from atlas_flwr.types import Array, Job, ModelParts, Part, Scalar
-from atlas_flwr.wire import flatten, from_arrays, to_arrays
+from atlas_flwr.training.local import Goal, TrainResult, TrainSpec, train
+from atlas_flwr.types import PARTS, Adapter, Array, Job, ModelParts, Part, Scalar, Stage
 
 
 class PrivateStore(Protocol):
-    """Where a client keeps what never leaves it."""
+    """Where a client keeps model parts between messages."""
 
     def save(self, round_: int, parts: ModelParts, since: int) -> None:
         """Keep the parts as of the end of a round, and those of the round they came from."""
@@ -35,12 +37,20 @@ class PrivateStore(Protocol):
 
 
 @dataclass(frozen=True)
+class Stores:
+    """A client's own disk: ``private`` never leaves it, ``carried`` is what the server sent."""
+
+    private: PrivateStore
+    carried: PrivateStore
+
+
+@dataclass(frozen=True)
 class Site:
     """What a client finds at home.
 
     Attributes:
         model: The backbone and head its process holds; reset by every job.
-        initial: Gives its seeded starting model.
+        initial: Gives a draw of its seeded starting model, 0 for the first.
         train_table: Tokenised training rows of its task.
         train_rows: Row numbers it trains on.
         score_table: Tokenised evaluation rows of its task.
@@ -52,7 +62,7 @@ class Site:
     """
 
     model: LoadedModel
-    initial: Callable[[], ModelParts]
+    initial: Callable[[int], ModelParts]
     train_table: TokenTable
     train_rows: Array
     score_table: TokenTable
@@ -64,44 +74,36 @@ class Site:
 
 
 class FineTuneClient(NumPyClient):
-    """Fine-tunes the kinds of tensors its subclass names."""
+    """Fine-tunes the parts its job names; subclasses say which parts their model has."""
 
-    kinds: ClassVar[tuple[Part, ...]]
+    kinds: ClassVar[tuple[Part, ...]] = PARTS
 
-    def __init__(self, site: Site, job: Job, vault: PrivateStore) -> None:
-        self.site, self.job, self.vault = site, job, vault
+    def __init__(self, site: Site, job: Job, stores: Stores) -> None:
+        self.site, self.job, self.stores = site, job, stores
         self.layout = to_arrays(job.parts)[1]
 
     def fit(
         self, parameters: list[Array], config: dict[str, Scalar]
     ) -> tuple[list[Array], int, dict[str, Scalar]]:
-        """Train on the client's rows from the tensors sent.
+        """Train on the client's rows, stage by stage, from the tensors sent.
 
         Args:
             parameters: The tensors of the job, in ``layout``'s order.
             config: The method's numbers: ``mu`` (FedProx), ``max-steps``.
 
         Returns:
-            The trained tensors in the same order, the rows used, and the training loss.
+            The tensors the job wants back, in the order of the new ``layout``, the rows used, and
+            the training loss of the last stage.
         """
-        site, job = self.site, self.job
-        self._load(from_arrays(parameters, self.layout))
-        steps = config.get("max-steps")
-        result = train(
-            site.model,
-            site.train_table,
-            site.train_rows,
-            site.spec,
-            rng_for(site.seed, "batches", job.round, job.partition),
-            seed_for(site.seed, "dropout", job.round, job.partition),
-            prox_mu=float(config.get("mu", 0.0)),
-            max_steps=None if steps is None else int(steps),
-        )
-        trained = read_parts(site.model)
+        job = self.job
+        start = self._load(from_arrays(parameters, self.layout))
+        for number, stage in enumerate(job.stages):
+            result = self._train(number, stage, config)
+        trained = self._trained(start)
         if job.private:
-            self.vault.save(job.round, trained.only(*job.private), job.since)
-        arrays, self.layout = to_arrays(trained.without(*job.private))
-        return arrays, result.num_examples, {"loss": result.loss, "notes": "\n".join(result.notes)}
+            self.stores.private.save(job.round, trained.only(*job.private), job.since)
+        returned = trained.without(*job.private).only(*job.returns)
+        return self._answer(returned, result)
 
     def evaluate(
         self, parameters: list[Array], config: dict[str, Scalar]
@@ -125,21 +127,100 @@ class FineTuneClient(NumPyClient):
         )
         return result.loss, result.num_examples, dict(result.metrics)
 
-    def _load(self, received: ModelParts) -> None:
-        """Put the model together from what was sent and what was kept, and load it whole.
+    # -------------------------------------------------------------- what a subclass may change
+
+    def _goal(self, stage: Stage, config: Mapping[str, Scalar]) -> Goal:
+        """Return what a stage trains, and its terms beside the loss."""
+        moving = self.site.model.trainable(stage.trains)
+        return Goal(parameters=moving, prox_mu=float(config.get("mu", 0.0)))
+
+    def _trained(self, start: ModelParts) -> ModelParts:
+        """Return the tensors after training, given those before."""
+        return read_parts(self.site.model)
+
+    # -------------------------------------------------------------- the steps
+
+    def _train(
+        self, number: int, stage: Stage, config: Mapping[str, Scalar], goal: Goal | None = None
+    ) -> TrainResult:
+        """Train one stage; each has streams of its own."""
+        site, job = self.site, self.job
+        role = f"/{number}" if number else ""
+        steps = config.get("max-steps")
+        epochs = site.spec.epochs if stage.epochs is None else stage.epochs
+        return train(
+            site.model,
+            site.train_table,
+            site.train_rows,
+            replace(site.spec, epochs=epochs),
+            rng_for(site.seed, f"batches{role}", job.round, job.partition),
+            seed_for(site.seed, f"dropout{role}", job.round, job.partition),
+            goal or self._goal(stage, config),
+            max_steps=None if steps is None else int(steps),
+        )
+
+    def _answer(
+        self, returned: ModelParts, result: TrainResult
+    ) -> tuple[list[Array], int, dict[str, Scalar]]:
+        arrays, self.layout = to_arrays(returned)
+        told: dict[str, Scalar] = {"loss": result.loss, "notes": "\n".join(result.notes)}
+        return arrays, result.num_examples, told
+
+    def _load(self, received: ModelParts) -> ModelParts:
+        """Put the model together and load it whole; return its tensors.
 
         Raises:
-            WireError: The job carries tensors this kind of client doesn't train.
+            WireError: The job carries tensors this kind of client doesn't have.
         """
-        private = self.job.private
-        if odd := [kind for kind in flatten(received) if kind not in self.kinds]:
-            raise WireError(f"{type(self).__name__} was sent {odd[0]}")
-        if private:
-            source = self.vault.load(self.job.since) if self.job.since else self.site.initial()
-            kept = source.only(*private)
-            received = ModelParts(
-                received.adapter or kept.adapter,
-                received.head or kept.head,
-                received.weights or kept.weights,
-            )
-        write_parts(self.site.model, received)
+        parts = self._whole(received)
+        self._write(folded(parts))
+        return parts
+
+    def _write(self, parts: ModelParts) -> None:
+        """Load factors, weights and head; cores are put there by who trains them."""
+        write_parts(self.site.model, replace(parts, core={}))
+
+    def _whole(self, received: ModelParts) -> ModelParts:
+        """Return what was sent, completed from the vault and from the seed."""
+        job, odd = self.job, received.without(*self.kinds)
+        if odd != ModelParts():
+            raise WireError(f"{type(self).__name__} was sent tensors it doesn't have")
+        parts = self._advanced(received)
+        if job.private:
+            source = self.stores.private.load(job.since) if job.since else self.site.initial(0)
+            parts = parts.filled(source.only(*job.private))
+        if job.seeded:
+            parts = parts.filled(self.site.initial(job.draw).only(*job.seeded))
+        return parts
+
+    def _advanced(self, received: ModelParts) -> ModelParts:
+        """Return what was sent on top of what was sent before, which moves to the new version."""
+        held, new = self.job.carried
+        if not new:
+            return received
+        before = self.stores.carried.load(held) if held else ModelParts()
+        delta = _sum(before.delta, received.delta)
+        parts = replace(received, delta={}).filled(replace(before, delta={}))
+        parts = replace(parts, delta=delta)
+        if new != held:
+            self.stores.carried.save(new, parts.only(*CARRIED), held)
+        return parts
+
+
+def folded(parts: ModelParts) -> ModelParts:
+    """Return the parts with cores multiplied into B, as a plain LoRA layer wants them."""
+    if not parts.core:
+        return parts
+    adapter = {
+        module: between(factors, parts.core[module]).astype(np.float32)
+        for module, factors in parts.adapter.items()
+    }
+    return replace(parts, adapter=adapter, core={})
+
+
+CARRIED: tuple[Part, ...] = ("lora_A", "lora_B", "delta")
+
+
+def _sum(before: Adapter, change: Adapter) -> Adapter:
+    """Return two changes of the frozen weights as one, float32 as it is loaded."""
+    return {module: f.astype(np.float32) for module, f in accumulate(before, change).items()}

@@ -11,4 +11,4 @@ from clients.base import FineTuneClient
 class LoraClient(FineTuneClient):
     """Trains the adapter and the head; the backbone never changes and never travels."""
 
-    kinds: ClassVar[tuple[Part, ...]] = ("adapter", "head")
+    kinds: ClassVar[tuple[Part, ...]] = ("lora_A", "lora_B", "core", "delta", "head")

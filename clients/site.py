@@ -76,10 +76,25 @@ def deal(config: Config, name: str) -> dict[int, Shard]:
     return deal_task(open_task(config, name), partitions, config.data, config.run.seed, name)
 
 
-def starting_parts(config: Config, num_labels: int, rank: int) -> ModelParts:
-    """Return the seeded model that clients of one label space and rank start from."""
-    scale = config.scale_of(rank) if rank else 1.0
-    return _initial_parts(model_spec(config), num_labels, rank, scale, config.run.seed)
+def starting_parts(config: Config, num_labels: int, rank: int, draw: int = 0) -> ModelParts:
+    """Return the seeded model that clients of one label space and base rank start from.
+
+    Args:
+        config: The experiment.
+        num_labels: Labels of the task.
+        rank: The client's base rank, 0 under full fine-tuning.
+        draw: Which draw of the factors, for methods that start them afresh.
+
+    Raises:
+        ConfigError: An ending of ``lora.rank-pattern`` matches no adapted module.
+        ModelError: The model can't be had.
+    """
+    spec, seed = model_spec(config), config.run.seed
+    modules = load(spec, num_labels, seed).backbone.shapes if rank else ()
+    ranks = config.module_ranks(rank, modules)
+    scales = {module: config.scale_of(r) for module, r in ranks.items()}
+    by_module = tuple(ranks.items()), tuple(scales.items())
+    return _initial_parts(spec, num_labels, *by_module, seed, draw)
 
 
 def rank_of(config: Config, partition: int) -> int:
@@ -87,7 +102,17 @@ def rank_of(config: Config, partition: int) -> int:
     return config.rank_of(partition) if config.model.adaptation == "lora" else 0
 
 
-_initial_parts = lru_cache(maxsize=16)(initial_parts)
+@lru_cache(maxsize=16)
+def _initial_parts(
+    spec: ModelSpec,
+    num_labels: int,
+    ranks: tuple[tuple[str, int], ...],
+    scales: tuple[tuple[str, float], ...],
+    seed: int,
+    draw: int,
+) -> ModelParts:
+    """Keep what was drawn: `initial_parts` of ranks and scales by module."""
+    return initial_parts(spec, num_labels, dict(ranks), dict(scales), seed, draw)
 
 
 def open_site(config: Config, partition: int, pool: tuple[int, ...] = ()) -> Site:

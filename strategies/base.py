@@ -8,96 +8,56 @@ which it differs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
-from atlas_flwr.aggregation.mean import GroupedMean
+import numpy as np
+
+from atlas_flwr.aggregation.measures import effective_rank, relative_error
 from atlas_flwr.config.schema import Section
 from atlas_flwr.errors import ConfigError
-from atlas_flwr.types import Job, ModelParts, Part, Scalar, Tensors, Update
+from atlas_flwr.results.record import Measured
+from atlas_flwr.types import (
+    FACTORS,
+    PARTS,
+    Adapter,
+    Job,
+    ModelParts,
+    Part,
+    Scalar,
+    Stage,
+    Tensors,
+    Update,
+)
+from strategies.folds import FlatMean, Fold, Tally
+from strategies.state import Served, Setting, State
+
+__all__ = ["Method", "Options", "Served", "Setting", "State"]
 
 
 class Options(Section):
     """Base of every method's own options, as strict as the sections of the experiment file."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """The facts of a run that a method may use.
-
-    Attributes:
-        tasks: Task of each partition. Only heads and the oracle-like methods may read it.
-        num_labels: Number of labels of each task.
-        ranks: LoRA rank of each partition; empty under full fine-tuning.
-        steps: Optimizer steps of one local epoch pass of each partition.
-        head_policy: Which heads are averaged together.
-        initial: The seeded starting model for a number of labels and a rank (0 for full).
-    """
-
-    tasks: tuple[str, ...]
-    num_labels: Mapping[str, int]
-    ranks: tuple[int, ...]
-    steps: tuple[int, ...]
-    head_policy: Literal["shared", "per_task", "local"]
-    initial: Mapping[tuple[int, int], ModelParts]
-
-    @property
-    def clients(self) -> int:
-        """The number of partitions."""
-        return len(self.tasks)
-
-    def initial_for(self, partition: int) -> ModelParts:
-        """Return the seeded starting model of a partition."""
-        rank = self.ranks[partition] if self.ranks else 0
-        return self.initial[self.num_labels[self.tasks[partition]], rank]
-
-
-@dataclass(frozen=True)
-class State:
-    """Everything the server knows between two messages.
-
-    Attributes:
-        round: Current round, from 1; 0 before the first.
-        phase: Exchanges already merged in this round.
-        bodies: Adapter or weights (no head) by group, e.g. ``global``.
-        heads: Head tensors by group, e.g. ``task-sst2``.
-        memory: Server optimizer moments by group.
-        kept: Last round in which each partition wrote its private parts.
-    """
-
-    round: int = 0
-    phase: int = 0
-    bodies: Mapping[str, ModelParts] = field(default_factory=dict)
-    heads: Mapping[str, Tensors] = field(default_factory=dict)
-    memory: Mapping[str, Mapping[str, Tensors]] = field(default_factory=dict)
-    kept: Mapping[int, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Served:
-    """The model of one client.
-
-    Attributes:
-        key: Name of the distinct model; clients with one key hold the same tensors. It is also
-            the folder the model is exported to.
-        parts: What the server holds of it; kinds in ``private`` are empty.
-        private: Kinds that only the client holds, in its vault.
-        since: Round in which the client last wrote them; 0: the seeded start.
-    """
-
-    key: str
-    parts: ModelParts
-    private: frozenset[Part] = frozenset()
-    since: int = 0
-
-
 class Method:
-    """Federated averaging of everything that travels; the base of the others."""
+    """Federated averaging of everything that travels; the base of the others.
+
+    Attributes:
+        options_type: The method's own options.
+        summary: One line for ``atlas list``.
+        mixed_ranks: Whether clients may have different LoRA ranks.
+        needs_lora: Whether it is defined for LoRA alone.
+        cuts: Whether receivers of different ranks hold different cuts of the merged adapter.
+        head: The only head policy the method has, where it has but one.
+    """
 
     options_type: ClassVar[type[Options]] = Options
     summary: ClassVar[str] = ""
     mixed_ranks: ClassVar[bool] = False
+    needs_lora: ClassVar[bool] = False
+    cuts: ClassVar[bool] = True
+    head: ClassVar[Literal["local"] | None] = None
 
     def __init__(self, setting: Setting, options: Options) -> None:
         self.setting = setting
@@ -110,11 +70,18 @@ class Method:
         Raises:
             ConfigError: Names the key, the value and what to use instead.
         """
+        if self.needs_lora and not self.setting.ranks:
+            raise ConfigError(
+                "model.adaptation: this strategy merges LoRA factors, got 'full'; set 'lora', or "
+                "strategy.name = 'fedavg'"
+            )
         ranks = sorted(set(self.setting.ranks))
         if len(ranks) > 1 and not self.mixed_ranks:
             raise ConfigError(
-                f"lora.rank: this strategy averages LoRA factors of one rank, got ranks {ranks}; "
-                "set one rank, or strategy.name = 'local_only'"
+                "lora.rank / devices.profiles: this strategy averages LoRA factors of one rank, "
+                f"got ranks {ranks}; "
+                "set one rank, or a strategy.name that takes several: 'flexlora', 'flora', "
+                "'hetlora', 'rbla', 'raflora', 'ffa', 'fedsa', 'fedsb'"
             )
         spaces = {self.setting.num_labels[task] for task in self.setting.tasks}
         if self.setting.head_policy == "shared" and len(spaces) > 1:
@@ -140,8 +107,16 @@ class Method:
                 return f"client-{partition}"
 
     def private(self) -> frozenset[Part]:
-        """Return the kinds that never leave the client."""
+        """Return the parts that never leave the client."""
         return frozenset({"head"}) if self.setting.head_policy == "local" else frozenset()
+
+    def returns(self, state: State) -> frozenset[Part]:
+        """Return the parts that come back from training, private ones excepted."""
+        return frozenset(PARTS)
+
+    def stages(self, state: State) -> tuple[Stage, ...]:
+        """Return what a client trains, stretch by stretch."""
+        return (Stage(),)
 
     def job_options(self, state: State) -> Mapping[str, Scalar]:
         """Return the method's numbers for the clients."""
@@ -168,43 +143,135 @@ class Method:
             return None
         return [self.train_job(state, partition) for partition in cohort]
 
-    def train_job(self, state: State, partition: int) -> Job:
-        """Return the plain job: train what the client is served."""
-        served = self.model_for(state, partition)
-        return Job(
-            partition=partition,
-            action="train",
-            round=state.round,
-            parts=served.parts,
-            private=served.private,
-            since=served.since,
-            options=self.job_options(state),
-        )
-
     def merge(self, state: State, updates: Iterator[Update]) -> State:
         """Fold the answers: the example-weighted mean of each group; absent groups stay."""
-        bodies, heads, kept = GroupedMean(), GroupedMean(), dict(state.kept)
+        tally, kept = Tally(self.fold), dict(state.kept)
         for update in updates:
-            weight = update.report.num_examples
-            bodies.add(self.body_key(update.partition), update.parts.body(), weight)
-            heads.add(self.head_key(update.partition), update.parts.head, weight)
+            partition, weight = update.partition, update.report.num_examples
+            body = self.received(state, update)
+            effective = self.effective(state, update.partition, body)
+            tally.body(self.body_key(partition), body, effective, weight)
+            tally.head(self.head_key(partition), update.parts.head, weight)
             if self.private():
-                kept[update.partition] = state.round
+                kept[partition] = state.round
         merged = replace(state, phase=state.phase + 1, kept=kept)
-        return self.step(merged, bodies.results(), heads.results())
-
-    def step(
-        self, state: State, bodies: Mapping[str, Tensors], heads: Mapping[str, Tensors]
-    ) -> State:
-        """Move from the groups' previous tensors to the next, given the clients' means."""
-        new = {key: state.bodies[key].with_body(mean) for key, mean in bodies.items()}
-        return replace(state, bodies={**state.bodies, **new}, heads={**state.heads, **heads})
+        new = self.step(merged, tally.bodies(), tally.heads())
+        return replace(new, measured=self.measure(new, tally.exact()))
 
     def model_for(self, state: State, partition: int) -> Served:
         """Return the client's model: its body group's tensors under its head group's."""
         private = self.private()
-        body = state.bodies.get(self.body_key(partition), ModelParts())
-        head = state.heads.get(self.head_key(partition), {})
+        body = self.body_for(state, partition).without(*private)
+        head = {} if "head" in private else state.heads.get(self.head_key(partition), {})
+        parts = replace(_single(body), head=head)
+        return Served(self.name_of(partition), parts, private, state.kept.get(partition, 0))
+
+    # -------------------------------------------------------------- parts of the merge
+
+    def fold(self, group: str) -> Fold:
+        """Return a new merge of a group's bodies."""
+        return FlatMean()
+
+    def received(self, state: State, update: Update) -> ModelParts:
+        """Return an update's body, completed with the factors that had no need to travel."""
+        body = update.parts.without("head")
+        known = self.model_for(state, update.partition).parts.only(*FACTORS)
+        factors = {m: f for m, f in known.adapter.items() if m in body.adapter}
+        return body.filled(ModelParts(adapter=factors)) if body.adapter else body
+
+    def effective(self, state: State, partition: int, body: ModelParts) -> Adapter:
+        """Return the adapter whose products are the client's updates; empty if none is known."""
+        return body.adapter
+
+    def step(
+        self, state: State, bodies: Mapping[str, ModelParts], heads: Mapping[str, Tensors]
+    ) -> State:
+        """Move from the groups' previous tensors to the next, given the clients' merge."""
+        return replace(state, bodies={**state.bodies, **bodies}, heads={**state.heads, **heads})
+
+    def body_for(self, state: State, partition: int) -> ModelParts:
+        """Return a client's body as the server has it for that client, before rounding."""
+        return state.bodies.get(self.body_key(partition), ModelParts())
+
+    def name_of(self, partition: int) -> str:
+        """Return the name of the client's model: clients with one name hold the same tensors."""
+        if self.private():
+            return f"client-{partition}"
         keys = {self.body_key(partition), self.head_key(partition)} - {"global"}
-        key = f"client-{partition}" if private else (keys.pop() if keys else "global")
-        return Served(key, replace(body, head=head), private, state.kept.get(partition, 0))
+        name = keys.pop() if keys else "global"
+        rank = f"-rank-{self.setting.ranks[partition]}" if self.cuts and self.setting.mixed else ""
+        return name + rank
+
+    # -------------------------------------------------------------- how good the merge was
+
+    def applied(self, state: State, group: str) -> Adapter:
+        """Return the change the last merge applied to a group, float64, before any truncation."""
+        return state.bodies[group].adapter
+
+    def held(self, state: State, partition: int) -> Adapter:
+        """Return as much of ``applied`` as the client's model holds, before rounding."""
+        return self.body_for(state, partition).adapter
+
+    def measure(self, state: State, exact: Mapping[str, Adapter]) -> Measured:
+        """Return how far the merge is from the exact mean, and the receivers from the merge."""
+        applied = {group: self.applied(state, group) for group in exact}
+        truncation: dict[str, float | None] = {}
+        for rank in sorted(set(self.setting.ranks)):
+            first = {
+                self.body_key(p): p
+                for p in reversed(range(self.setting.clients))
+                if self.setting.ranks[p] == rank and self.body_key(p) in exact
+            }
+            pairs = ((self.held(state, p), applied[group]) for group, p in first.items())
+            truncation[str(rank)] = relative_error(pairs)
+        return Measured(
+            aggregation_error=relative_error((applied[g], exact[g]) for g in exact),
+            truncation_error=truncation if exact else None,
+            effective_rank=effective_rank(applied.values()),
+        )
+
+    # -------------------------------------------------------------- jobs
+
+    def train_job(self, state: State, partition: int) -> Job:
+        """Return the plain job: train what the client is served."""
+        job = self.job(state, partition, "train")
+        returns, whole = self.returns(state), self.setting.initial_for(partition)
+        return replace(
+            job,
+            stages=self.stages(state),
+            returns=returns,
+            expects=whole.without(*job.private).only(*returns).shapes(),
+            options=self.job_options(state),
+        )
+
+    def job(
+        self, state: State, partition: int, action: str, rows: Literal["own", "full"] = "own"
+    ) -> Job:
+        """Return the job that hands a client its model."""
+        served = self.model_for(state, partition)
+        return Job(
+            partition=partition,
+            action=action,
+            round=state.round,
+            parts=served.travelling(),
+            private=served.private,
+            since=served.since,
+            seeded=served.seeded,
+            draw=served.draw,
+            carried=served.carried,
+            sparse=served.sparse,
+            rows=rows,
+        )
+
+    def acknowledged(self, state: State, jobs: Collection[Job]) -> State:
+        """Note which version the clients that answered carry now."""
+        new = {job.partition: job.carried[1] for job in jobs if job.carried[1]}
+        return replace(state, delivered={**state.delivered, **new}) if new else state
+
+
+def _single(body: ModelParts) -> ModelParts:
+    """Return the body as it travels: float32."""
+    flat = body.body()
+    return body.with_body(
+        {name: tensor.astype(np.float32, copy=False) for name, tensor in flat.items()}
+    )

@@ -13,3 +13,13 @@ class FedAvg(Method):
     """``θ ← Σ n_k θ_k / Σ n_k`` over the clients that replied; a group nobody updated stays."""
 
     summary = "example-weighted mean of weights or LoRA factors (FedIT)"
+
+
+class FedIt(FedAvg):
+    """FedAvg on LoRA factors under the name of its paper (Zhang et al., ICASSP 2024).
+
+    A and B are averaged apart: ``B̄ Ā`` misses ``Σ p_k B_k A_k`` by the covariance of the factors.
+    """
+
+    summary = "FedAvg of LoRA factors, A and B apart"
+    needs_lora = True

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -21,7 +21,7 @@ from atlas_flwr.errors import AtlasError, RunFailed
 from atlas_flwr.results.record import MB, METRICS, Bytes, ClientRow, compact_ranks, round_record
 from atlas_flwr.types import Job, Update
 from atlas_flwr.wire import count_bytes, pack_job, read_update
-from strategies.base import Method, State
+from strategies.base import Method
 from strategies.exchange import exchange, say_hello, telling_line
 from strategies.rules import Limits, Observer, check_schema, draw_cohort
 
@@ -47,11 +47,12 @@ class Federation(Strategy):
 
     def __init__(self, method: Method, limits: Limits, config: str, observer: Observer) -> None:
         self.method, self.limits, self.config, self.observer = method, limits, config, observer
-        self.state: State = method.start()
+        self.state = method.start()
         self.nodes: dict[int, int] = {}
         self.moved = Bytes()
         self._tally = _Tally()
         self._jobs: list[Job] = []
+        self._answered: list[Job] = []
         self._sent: list[dict[str, int]] = []
 
     # -------------------------------------------------------------- the loop
@@ -74,7 +75,10 @@ class Federation(Strategy):
             messages = self.configure_evaluate(round_, nothing, plain, grid)
             self.aggregate_evaluate(round_, exchange(grid, messages, self.limits.timeout))
             seconds = time.monotonic() - began
-            self.observer.round(round_record(round_, self._tally.rows, self._tally.moved, seconds))
+            record = round_record(
+                round_, self._tally.rows, self._tally.moved, seconds, self.state.measured
+            )
+            self.observer.round(record)
         return Result()
 
     def evaluate_final(self, grid: Grid) -> list[ClientRow]:
@@ -104,6 +108,7 @@ class Federation(Strategy):
             replies = exchange(grid, self._messages("final", jobs), self.limits.timeout)
             for _ in self._updates("final", replies):
                 pass
+            self.state = self.method.acknowledged(self.state, self._answered)
             if self.limits.on_failure == "raise":
                 self._check_losses("final")
             good = [row for row in self._tally.rows if row.status == "ok"]
@@ -143,7 +148,7 @@ class Federation(Strategy):
         for _ in updates:  # a merge that stops early must not hide a lost client
             pass
         self._check_losses("train")
-        self.state = merged
+        self.state = self.method.acknowledged(merged, self._answered)
         return None, None
 
     def configure_evaluate(
@@ -167,16 +172,8 @@ class Federation(Strategy):
 
     def _evaluate_job(self, partition: int, full: bool = False) -> Job:
         """Return the job that scores a partition's model on its own or the task's full rows."""
-        served = self.method.model_for(self.state, partition)
-        return Job(
-            partition=partition,
-            action="evaluate",
-            round=self.state.round,
-            parts=served.parts,
-            private=served.private,
-            since=served.since,
-            rows="full" if full else "own",
-        )
+        rows: Literal["full", "own"] = "full" if full else "own"
+        return self.method.job(self.state, partition, "evaluate", rows)
 
     def _messages(self, phase: str, jobs: Sequence[Job]) -> list[Message]:
         """Return the jobs' messages in partition order, and remember what was asked."""
@@ -193,10 +190,12 @@ class Federation(Strategy):
         for _ in self._updates(phase, replies):
             pass
         self._check_losses(phase)
+        self.state = self.method.acknowledged(self.state, self._answered)
 
     def _updates(self, phase: str, replies: Iterable[Message]) -> Iterator[Update]:
         """Yield the good updates in partition order; every reply becomes a row."""
         total = len(self._jobs)
+        self._answered = []
         turns = enumerate(zip(self._jobs, self._sent, replies, strict=True), start=1)
         for done, (job, down, reply) in turns:
             up = count_bytes(reply.content) if reply.has_content() else {}
@@ -214,18 +213,19 @@ class Federation(Strategy):
             self.moved += Bytes(up, down)
             self.observer.client(row, update.report.notes if update else (), done, total)
             if update is not None:
+                self._answered.append(job)
                 yield update
 
     def _row(self, phase: str, job: Job, update: Update | None) -> ClientRow:
         """Return the client's line for ``clients.parquet``, bytes and status apart."""
-        own = self.method.setting.ranks
-        rank = str(own[job.partition]) if own and "adapter" in job.private else None
+        setting = self.method.setting
+        ranks = job.parts.ranks() or setting.initial_for(job.partition).ranks()
         row = ClientRow(
             round=job.round,
             partition=job.partition,
-            task=self.method.setting.tasks[job.partition],
+            task=setting.tasks[job.partition],
             phase=phase,
-            ranks=compact_ranks(job.parts.ranks()) or rank,
+            ranks=compact_ranks(ranks),
         )
         if update is None:
             return row

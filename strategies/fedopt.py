@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from atlas_flwr.aggregation.server_opt import Memory, adam_step, momentum_step
-from atlas_flwr.types import Array, Tensors
+from atlas_flwr.types import Array, ModelParts, Tensors
 from strategies.base import Method, Options, State
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
@@ -24,18 +24,18 @@ class FedOpt(Method):
     """The server takes one optimizer step towards each group's mean; heads step like bodies."""
 
     def step(
-        self, state: State, bodies: Mapping[str, Tensors], heads: Mapping[str, Tensors]
+        self, state: State, bodies: Mapping[str, ModelParts], heads: Mapping[str, Tensors]
     ) -> State:
         """Replace each group's jump to the mean by an optimizer step in its direction."""
         new_bodies, new_heads, memory = dict(state.bodies), dict(state.heads), dict(state.memory)
         for key, mean in bodies.items():
             flat, memory[f"body/{key}"] = self._step(
-                state, f"body/{key}", new_bodies[key].body(), mean
+                state, f"body/{key}", new_bodies[key].body(), mean.body()
             )
             new_bodies[key] = new_bodies[key].with_body(flat)
-        for key, mean in heads.items():
+        for key, head in heads.items():
             slot = f"head/{key}"
-            new_heads[key], memory[slot] = self._step(state, slot, new_heads[key], mean)
+            new_heads[key], memory[slot] = self._step(state, slot, new_heads[key], head)
         return replace(state, bodies=new_bodies, heads=new_heads, memory=memory)
 
     def _step(

@@ -9,10 +9,18 @@ from pydantic import ValidationError
 from atlas_flwr.errors import ConfigError, did_you_mean
 from strategies.base import Method, Options, Setting
 from strategies.centralised import Centralised
-from strategies.fedavg import FedAvg
+from strategies.fedavg import FedAvg, FedIt
 from strategies.fedopt import FedAdam, FedAvgM
 from strategies.fedprox import FedProx
+from strategies.fedsb import FedSb
+from strategies.flasc import Flasc
+from strategies.flexlora import FlexLora, RaFlora
+from strategies.flora import FedEx, Flora
+from strategies.hetlora import HetLora, Rbla
 from strategies.local_only import LocalOnly
+from strategies.lora_fair import LoraFair
+from strategies.one_factor import FedSa, Ffa, RoLora
+from strategies.personal import Ditto, FedPer, FedRep
 
 STRATEGIES: dict[str, type[Method]] = {
     "local_only": LocalOnly,
@@ -20,6 +28,22 @@ STRATEGIES: dict[str, type[Method]] = {
     "fedprox": FedProx,
     "fedavgm": FedAvgM,
     "fedadam": FedAdam,
+    "fedit": FedIt,
+    "hetlora": HetLora,
+    "rbla": Rbla,
+    "raflora": RaFlora,
+    "flora": Flora,
+    "flexlora": FlexLora,
+    "fedex": FedEx,
+    "ffa": Ffa,
+    "rolora": RoLora,
+    "fedsa": FedSa,
+    "lora_fair": LoraFair,
+    "fedsb": FedSb,
+    "flasc": Flasc,
+    "fedper": FedPer,
+    "fedrep": FedRep,
+    "ditto": Ditto,
     "centralised": Centralised,
 }
 
@@ -57,7 +81,7 @@ def _one_line(name: str, method: type[Method], error: ValidationError) -> str:
     key = str(first["loc"][0])
     path = f"strategy.options.{key}"
     if first["type"] == "extra_forbidden":
-        known = [field.replace("_", "-") for field in method.options_type.model_fields]
+        known = [str(field.alias) for field in method.options_type.model_fields.values()]
         options = f"its options: {', '.join(known)}" if known else "it has no options"
         return f"{path}: '{name}' has no such option{did_you_mean(key, known)}; {options}"
     return f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"

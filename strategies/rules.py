@@ -59,7 +59,7 @@ def draw_cohort(seed: int, round_: int, clients: int, fraction: float) -> list[i
 
 
 def check_schema(job: Job, update: Update) -> None:
-    """Refuse a training update whose tensors are not those that were sent.
+    """Refuse a training update whose tensors are not those that were asked for.
 
     Raises:
         WireError: Names the first tensor that is missing, extra, of another shape or not finite,
@@ -69,12 +69,18 @@ def check_schema(job: Job, update: Update) -> None:
         return
     if update.report.num_examples == 0:
         raise WireError("num-examples: 0 rows can't weigh in a mean")
-    sent = job.parts.body() | dict(job.parts.head)
     got = update.parts.body() | dict(update.parts.head)
-    if odd := sorted(sent.keys() ^ got.keys()):
-        raise WireError(f"{odd[0]}: sent and returned tensors differ")
-    for name, tensor in sent.items():
-        if got[name].shape != tensor.shape:
-            raise WireError(f"{name}: shape {got[name].shape}, expected {tensor.shape}")
+    if odd := sorted(job.expects.keys() ^ got.keys()) or sorted(update.parts.delta):
+        raise WireError(f"{odd[0]}: asked for and returned tensors differ")
+    for name, shape in job.expects.items():
+        if got[name].shape != shape and not (job.shrinks and _smaller(got[name].shape, shape)):
+            raise WireError(f"{name}: shape {got[name].shape}, expected {shape}")
         if not np.isfinite(got[name]).all():
             raise WireError(f"{name}: holds values that are not finite")
+
+
+def _smaller(got: tuple[int, ...], asked: tuple[int, ...]) -> bool:
+    """Tell whether a shape is within the one asked for: ranks may have been given up."""
+    return len(got) == len(asked) and all(
+        0 < n <= limit for n, limit in zip(got, asked, strict=True)
+    )

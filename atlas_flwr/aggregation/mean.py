@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,8 +54,8 @@ class RunningMean:
             self._dtypes.setdefault(name, tensor.dtype)
         self._weight += weight
 
-    def result(self) -> dict[str, Array]:
-        """Return the mean in the clients' dtypes; integer tensors are refused on the way in.
+    def result(self, dtype: type[np.floating[Any]] | None = None) -> dict[str, Array]:
+        """Return the mean, by default in the clients' dtypes; integers are refused on the way in.
 
         Raises:
             AggregationError: Nothing was folded.
@@ -62,7 +63,7 @@ class RunningMean:
         if self._weight == 0:
             raise AggregationError("the mean of no client is not defined")
         return {
-            name: (total / self._weight).astype(self._dtypes[name])
+            name: (total / self._weight).astype(dtype or self._dtypes[name])
             for name, total in self._sums.items()
         }
 

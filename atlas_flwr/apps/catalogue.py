@@ -1,4 +1,4 @@
-"""What there is to run: strategies, tasks, models and shipped experiments; loads in no time."""
+"""What there is to run: strategies, tasks, models, devices, experiments; loads in no time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 import atlas_flwr
+from atlas_flwr.config.devices import DEVICES
 from atlas_flwr.config.load import load_config
 from atlas_flwr.data.tasks import TASKS
 from atlas_flwr.errors import ConfigError, did_you_mean
@@ -19,7 +20,9 @@ def shipped_experiments() -> dict[str, Path]:
     """Return the experiment files that come with the package, by name."""
     # Not by import: a folder of that name in the current one would be found first.
     folder = Path(str(atlas_flwr.__file__)).resolve().parent.parent / "experiments"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    # A suite is no experiment: `atlas suite` lists its own.
+    files = (path for path in sorted(folder.glob("*.toml")) if not path.stem.startswith("suite_"))
+    return {path.stem: path for path in files}
 
 
 def experiment_file(given: Path) -> Path:
@@ -38,12 +41,15 @@ def experiment_file(given: Path) -> Path:
 
 
 def describe_catalogue() -> RenderableType:
-    """Return tables of the strategies, tasks, models and shipped experiments."""
-    strategies = plain_table("Strategies", "name", "what it does", "options (default)")
+    """Return tables of the strategies, tasks, models, devices and shipped experiments."""
+    strategies = plain_table(
+        "Strategies", "name", "what it does", "LoRA ranks", "options (default)"
+    )
     for name, method in STRATEGIES.items():
         fields = method.options_type.model_fields.items()
-        options = ", ".join(f"{key.replace('_', '-')} ({field.default})" for key, field in fields)
-        strategies.add_row(name, method.summary, options or "none")
+        options = ", ".join(f"{field.alias} ({field.default})" for _, field in fields)
+        ranks = "mixed" if method.mixed_ranks else "one"
+        strategies.add_row(name, method.summary, ranks, options or "none")
     tasks = plain_table("Tasks", "name", "text columns", "labels", "where from")
     for name, spec in TASKS.items():
         source = f"PyPI: {spec.package}" if spec.package else f"hub: {'/'.join(spec.hub or ())}"
@@ -53,13 +59,16 @@ def describe_catalogue() -> RenderableType:
         source = f"PyPI: {model.wheel}" if model.package else f"hub: {model.hub_id}"
         models.add_row(name, model.about, source)
     models.add_row("any other", "a hub id or a local folder", "AutoModelForSequenceClassification")
+    devices = plain_table("Devices", "name", "what it stands for", "LoRA rank")
+    for name, device in DEVICES.items():
+        devices.add_row(name, device.about, str(device.rank))
     experiments = plain_table("Experiments", "name", "tasks", "strategy", "clients", "rounds")
     for name, path in shipped_experiments().items():
         config = load_config(path)
         run, chosen = config.run, config.strategy.name
         tasks_of = ", ".join(config.data.tasks)
         experiments.add_row(name, tasks_of, chosen, str(run.clients), str(run.rounds))
-    return Group(strategies, tasks, models, experiments)
+    return Group(strategies, tasks, models, devices, experiments)
 
 
 def plain_table(title: str, *columns: str) -> Table:

@@ -62,6 +62,36 @@ def run(
 
 
 @app.command()
+def suite(
+    file: Annotated[
+        Path, typer.Argument(help="Suite file (TOML), or the name of a shipped one: suite_glue")
+    ],
+    overrides: Overrides = None,
+    seeds: Annotated[str | None, typer.Option(help="Instead of the file's, e.g. 42,43")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Run this label; may be repeated")] = None,
+    tune: Annotated[bool, typer.Option(help="Choose the keys of \\[tune] first")] = True,
+    check: Annotated[bool, typer.Option("--check", help="Say what would run")] = False,
+    out: Annotated[Path | None, typer.Option(help="Suite folder \\[default: runs/<name>]")] = None,
+    engine: Annotated[str | None, typer.Option(help="ray or inline")] = None,
+) -> None:
+    """Run strategies over settings and seeds; the same command goes on where it stopped.
+
+    Example: atlas suite suite_glue --seeds 42,43 --set data.root=/data/glue
+    """
+    from atlas_flwr.apps.suite_file import load, suite_folder  # noqa: PLC0415
+
+    items = [*(overrides or []), *([f"engine.kind={engine}"] if engine else [])]
+    chosen = load(file, seeds=seeds, only=only or [], items=items, tuned=tune)
+    from atlas_flwr.apps import suite as suites  # noqa: PLC0415 - torch loads for seconds
+
+    folder = suite_folder(chosen, out)
+    if check:
+        Console().print(suites.describe_suite(chosen, folder))
+    else:
+        suites.run_suite(chosen, folder, Console())
+
+
+@app.command()
 def check(file: ExperimentFile, overrides: Overrides = None) -> None:
     """Check an experiment, its data and its model, and say what would run.
 

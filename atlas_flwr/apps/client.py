@@ -14,25 +14,32 @@ from atlas_flwr.apps import guard  # noqa: F401 - checks, before the next lines 
 from atlas_flwr.config.schema import Config
 from atlas_flwr.engine.vault import Vault
 from atlas_flwr.errors import WireError
+from atlas_flwr.flat import from_arrays, to_arrays
 from atlas_flwr.training.memory import peak_bytes, reset_peak
 from atlas_flwr.training.precision import device_name, resolve_device
 from atlas_flwr.types import Job, ModelParts, Report, Scalar, Update
-from atlas_flwr.wire import (
-    PARTITION_ID,
-    from_arrays,
-    pack_hello,
-    pack_update,
-    read_job,
-    to_arrays,
-)
-from clients.base import FineTuneClient
+from atlas_flwr.wire import PARTITION_ID, pack_hello, pack_update, read_job
+from clients.base import FineTuneClient, Stores
+from clients.core import CoreClient
+from clients.ditto import DittoClient
 from clients.full import FullClient
+from clients.gradient import GradientClient
 from clients.lora import LoraClient
+from clients.pruning import PruningClient
 from clients.site import open_site
+from clients.sparse import SparseClient
 
 app = ClientApp()
 
 CLIENTS: dict[str, type[FineTuneClient]] = {"lora": LoraClient, "full": FullClient}
+# Named actions of methods whose clients do more than train what they are sent.
+ACTIONS: dict[str, type[FineTuneClient]] = {
+    "train.core": CoreClient,
+    "train.ditto": DittoClient,
+    "train.gradient": GradientClient,
+    "train.prune": PruningClient,
+    "train.sparse": SparseClient,
+}
 
 
 @app.query("hello")
@@ -41,7 +48,6 @@ def hello(message: Message, context: Context) -> Message:
     return Message(pack_hello(_partition(context)), reply_to=message)
 
 
-@app.train()
 def train(message: Message, context: Context) -> Message:
     """Train what is sent on the client's own rows and send it back."""
     visit = _Visit(message, context)
@@ -49,8 +55,13 @@ def train(message: Message, context: Context) -> Message:
     arrays, rows, metrics = client.fit(to_arrays(job.parts)[0], dict(job.options))
     notes = str(metrics.pop("notes", ""))
     report = visit.report(rows, metrics, tuple(notes.splitlines()))
-    update = Update(job.partition, report, from_arrays(arrays, client.layout))
+    update = Update(job.partition, report, from_arrays(arrays, client.layout), job.sparse)
     return Message(pack_update(update), reply_to=message)
+
+
+app.train()(train)
+for _action in ACTIONS:
+    app.train(_action.removeprefix("train."))(train)
 
 
 @app.evaluate()
@@ -72,8 +83,10 @@ class _Visit:
         self._device = resolve_device(config.engine.device)
         reset_peak(self._device)
         site = open_site(config, self.job.partition, self.job.pool)
-        vault = Vault(Path(config.run.out or ".") / "vault", self.job.partition)
-        self.client = CLIENTS[config.model.adaptation](site, self.job, vault)
+        root = Path(config.run.out or ".") / "vault"
+        private, carried = (Vault(root, self.job.partition, shelf) for shelf in ("", "carried"))
+        client = ACTIONS.get(self.job.action, CLIENTS[config.model.adaptation])
+        self.client = client(site, self.job, Stores(private, carried))
 
     def report(
         self, rows: int, metrics: Mapping[str, Scalar], notes: tuple[str, ...] = ()

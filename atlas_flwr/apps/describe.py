@@ -34,30 +34,40 @@ def _facts(config: Config, prepared: Prepared) -> Table:
     sizes = {_count(setting.initial_for(p)) for p in range(setting.clients)}
     trained = " to ".join(f"{size:,}" for size in sorted({min(sizes), max(sizes)}))
     cohort = f"{config.run.fraction:.0%} of {config.run.clients} clients"
+    pattern = ", ".join(f"{end} = {r}" for end, r in config.lora.rank_pattern.items())
     for name, value in (
         ("strategy", f"{config.strategy.name}, model.head = {setting.head_policy}"),
         ("model", f"{config.model.name}, {config.model.adaptation}: {trained} numbers trained"),
         ("rounds", f"{config.run.rounds}, {cohort} each, seed {config.run.seed}"),
         ("engine", f"{config.engine.kind}, device {config.engine.device}"),
         ("learning rate", f"{config.learning_rate:g}"),
+        *([("rank pattern", f"{pattern}, for every client")] if pattern else []),
     ):
-        table.add_row(Text(name, style="dim"), value)
+        # As text: rich would read the brackets of a name as its own marks.
+        table.add_row(Text(name, style="dim"), Text(value))
     return table
 
 
 def _clients(config: Config, prepared: Prepared) -> Table:
-    """Return a row for each client: its rows and its label mix."""
-    table = plain_table(
-        "Clients", "partition", "task", "train rows", "own slice", "label mix", "rank"
-    )
+    """Return a row for each client: its rows, its label mix, its device and its ranks."""
+    columns = ("partition", "task", "train rows", "own slice", "label mix")
+    device = ("device",) if config.devices else ()
+    table = plain_table("Clients", *columns, *device, "rank")
     setting = prepared.method.setting
     for partition, task in enumerate(setting.tasks):
         shard = deal(config, task)[partition]
         mix = " ".join(f"{share:.0%}" for share in shard.mix)
-        rank = str(setting.ranks[partition]) if setting.ranks else "full"
-        numbers = (str(len(shard.train)), str(len(shard.evaluation)), mix, rank)
-        table.add_row(str(partition), task, *numbers)
+        numbers = (str(len(shard.train)), str(len(shard.evaluation)), mix)
+        named = config.device_of(partition)
+        ranks = _ranks(setting.initial_for(partition))
+        table.add_row(str(partition), task, *numbers, *((named,) if named else ()), ranks)
     return table
+
+
+def _ranks(parts: ModelParts) -> str:
+    """Return a model's rank, those by module as their range."""
+    ranks = sorted(set(parts.ranks().values()))
+    return "–".join(str(rank) for rank in sorted({ranks[0], ranks[-1]})) if ranks else "full"
 
 
 def _count(parts: ModelParts) -> int:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from atlas_flwr.aggregation.delta import as_one
 from atlas_flwr.apps.prepare import Prepared
 from atlas_flwr.config.schema import Config
 from atlas_flwr.engine.vault import Vault
 from atlas_flwr.models.backbone import load
 from atlas_flwr.models.export import save_adapter, save_full
 from atlas_flwr.types import ModelParts
+from clients.base import folded
 from clients.site import model_spec
 from strategies.base import Served, State
 
@@ -52,7 +56,10 @@ def export_models(config: Config, prepared: Prepared, state: State, out: Path) -
 
 def _whole(served: Served, out: Path, partition: int, initial: ModelParts) -> ModelParts:
     """Return a model with the parts its client keeps put in."""
-    if not served.private:
-        return served.parts
-    kept = Vault(out / "vault", partition).load(served.since) if served.since else initial
-    return replace(served.parts, **{kind: getattr(kept, kind) for kind in served.private})
+    parts = served.parts
+    if served.private:
+        kept = Vault(out / "vault", partition).load(served.since) if served.since else initial
+        parts = parts.filled(kept.only(*served.private))
+    parts = folded(parts)
+    adapter = {m: f.astype(np.float32) for m, f in as_one(parts.adapter, parts.delta).items()}
+    return replace(parts, adapter=adapter, delta={})

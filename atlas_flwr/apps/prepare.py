@@ -13,7 +13,7 @@ from atlas_flwr.models.backbone import longest_input
 from atlas_flwr.training.precision import choose_precision, resolve_device
 from clients.site import deal, model_spec, open_task, rank_of, starting_parts, task_specs
 from strategies.base import Method, Setting
-from strategies.registry import build, parse_options
+from strategies.registry import STRATEGIES, build, parse_options
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,12 @@ def check_names(config: Config) -> None:
     """
     parse_options(config.strategy.name, config.strategy.options)
     task_specs(config)
+    head = STRATEGIES[config.strategy.name].head
+    if head and config.model.head not in ("auto", head):
+        raise ConfigError(
+            f"model.head: '{config.model.head}' with '{config.strategy.name}', whose heads are "
+            f"always '{head}'; leave it out"
+        )
     if config.engine.kind == "inline" and (config.engine.workers or 1) > 1:
         raise ConfigError(
             f"engine.workers: {config.engine.workers} with engine.kind = 'inline', which runs one "
@@ -40,7 +46,7 @@ def check_names(config: Config) -> None:
 
 
 def resolve(config: Config) -> Config:
-    """Return the config with the strategy's options spelled out: a default may change one day.
+    """Return the config with the strategy's options and heads spelled out: defaults may change.
 
     Raises:
         ConfigError: The strategy's name or an option is wrong.
@@ -48,7 +54,9 @@ def resolve(config: Config) -> Config:
     options = parse_options(config.strategy.name, config.strategy.options)
     spelled = options.model_dump(by_alias=True)
     strategy = config.strategy.model_copy(update={"options": spelled})
-    return config.model_copy(update={"strategy": strategy})
+    head = STRATEGIES[config.strategy.name].head or config.head_policy
+    model = config.model.model_copy(update={"head": head})
+    return config.model_copy(update={"strategy": strategy, "model": model})
 
 
 def _check_share(config: Config) -> None:
@@ -91,6 +99,7 @@ def prepare(config: Config) -> Prepared:
         ranks=ranks if lora else (),
         steps=tuple(config.train.local_epochs * n for n in batches),
         head_policy=config.head_policy,
+        seed=config.run.seed,
         initial={space: starting_parts(config, *space) for space in sorted(spaces)},
     )
     method = build(config.strategy.name, config.strategy.options, setting)

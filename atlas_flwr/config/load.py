@@ -12,7 +12,8 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from atlas_flwr.config.schema import Config
+from atlas_flwr.config.checks import check_sections
+from atlas_flwr.config.schema import Config, DeviceSection
 from atlas_flwr.errors import ConfigError, did_you_mean
 
 
@@ -52,9 +53,8 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
         config = Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from error
-    for check in _CROSS_CHECKS:
-        check(config)
-    return config
+    check_sections(config)
+    return _spelled(config)
 
 
 def dump_config(config: Config) -> str:
@@ -62,10 +62,12 @@ def dump_config(config: Config) -> str:
     tree = config.model_dump(mode="json", by_alias=True, exclude_none=True)
     tree["train"]["learning-rate"] = config.learning_rate
     tree["model"]["head"] = config.head_policy
-    ranks = tree["lora"]["rank"]
-    tree["lora"]["rank"] = ranks[0] if len(ranks) == 1 else ranks
-    if not tree["task"]:
-        del tree["task"]
+    ranks = tree["lora"].get("rank", ())  # devices have ranks of their own
+    if len(ranks) == 1:
+        tree["lora"]["rank"] = ranks[0]
+    for empty in ("task", "device"):
+        if not tree[empty]:
+            del tree[empty]
     return tomli_w.dumps(tree)
 
 
@@ -89,8 +91,8 @@ def with_out(config: Config, out: str | None) -> Config:
 def _apply(tree: dict[str, Any], item: str) -> None:
     """Set one ``a.b=value`` in the tree."""
     key, equals, value = item.partition("=")
-    path = key.strip().split(".")
-    if not equals or not all(path):
+    path = _steps(key)
+    if not equals or not path or not all(path):
         raise ConfigError(f"override '{item}': expected section.key=value, e.g. run.rounds=3")
     node: Any = tree
     for step in path[:-1]:
@@ -98,6 +100,23 @@ def _apply(tree: dict[str, Any], item: str) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"override '{item}': '{step}' is a value, not a section")
     node[path[-1]] = parse_value(value.strip())
+
+
+def _steps(key: str) -> list[str]:
+    """Split a dotted key; a step in quotes keeps its dots, as in TOML."""
+    if not {'"', "'"} & set(key):
+        return key.strip().split(".")
+    if "\n" in key:
+        return []
+    try:
+        node: Any = tomllib.loads(f"{key} = 0")
+    except tomllib.TOMLDecodeError:
+        return []
+    path = []
+    while isinstance(node, dict):
+        ((step, node),) = node.items()
+        path.append(step)
+    return path
 
 
 def parse_value(text: str) -> Any:
@@ -146,60 +165,20 @@ def _expanded(value: str, key: str) -> Path:
         raise ConfigError(f"{key}: '{value}': {error}") from error
 
 
-# ------------------------------------------------------------------ checks across sections
+# ------------------------------------------------------------------ spelled out
 
 
-def _check_clients_cover_tasks(config: Config) -> None:
-    if config.run.clients < len(config.data.tasks):
-        raise ConfigError(
-            f"run.clients: {config.run.clients} clients can't hold {len(config.data.tasks)} tasks; "
-            "each task needs at least one client"
-        )
-
-
-def _check_tasks_distinct(config: Config) -> None:
-    for path, names in (
-        ("data.tasks", config.data.tasks),
-        ("task.name", tuple(task.name for task in config.task)),
-    ):
-        for name in names:
-            if names.count(name) > 1:
-                raise ConfigError(f"{path}: '{name}' is named twice; each task once")
-
-
-def _check_min_results(config: Config) -> None:
-    if config.run.min_results > config.run.clients:
-        raise ConfigError(
-            f"run.min-results: {config.run.min_results} is more than run.clients "
-            f"({config.run.clients})"
-        )
-
-
-def _check_devices(config: Config) -> None:
-    engine = config.engine
-    if engine.device == "cpu" and engine.gpus_per_client not in ("auto", 0):
-        raise ConfigError(
-            f"engine.gpus-per-client: {engine.gpus_per_client} with engine.device = 'cpu'; "
-            "leave one of the two out"
-        )
-    share = engine.gpus_per_client
-    if share != "auto" and share > 1 and share != int(share):
-        raise ConfigError(
-            f"engine.gpus-per-client: {share} is neither a share of one GPU nor whole GPUs"
-        )
-    if engine.device == "cuda" and engine.gpus_per_client == 0:
-        raise ConfigError(
-            "engine.gpus-per-client: 0 with engine.device = 'cuda' would hide the GPU from every "
-            "client; set a share such as 0.5, or leave it out"
-        )
-
-
-_CROSS_CHECKS = (
-    _check_clients_cover_tasks,
-    _check_tasks_distinct,
-    _check_min_results,
-    _check_devices,
-)
+def _spelled(config: Config) -> Config:
+    """Return the config with the devices it uses defined: a built-in one may change one day."""
+    if config.devices is None:
+        return config
+    defined = {device.name for device in config.device}
+    new = tuple(
+        DeviceSection(name=name, rank=config.device_ranks[name])
+        for name in dict.fromkeys(config.devices.profiles)
+        if name not in defined
+    )
+    return config.model_copy(update={"device": config.device + new})
 
 
 # ------------------------------------------------------------------ one line for a refusal
@@ -208,8 +187,7 @@ _CROSS_CHECKS = (
 def _one_line(error: ValidationError) -> str:
     """Return the first refusal as ``dotted.path: what must hold, got value``."""
     first = error.errors(include_url=False)[0]
-    steps = [str(step).replace("_", "-") for step in first["loc"] if not _is_branch(step)]
-    path = ".".join(steps)
+    path = _dotted(first["loc"])
     if first["type"] == "extra_forbidden":
         known = _keys_at(first["loc"][:-1])
         word = str(first["loc"][-1])
@@ -218,6 +196,16 @@ def _one_line(error: ValidationError) -> str:
         return f"{path}: is required"
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{path}: {message}, got {first['input']!r}"
+
+
+def _dotted(loc: tuple[int | str, ...]) -> str:
+    """Return a place as the user writes it; below ``rank-pattern`` names are the model's."""
+    steps: list[str] = []
+    for step in loc:
+        if not _is_branch(step):
+            own = "rank-pattern" in steps
+            steps.append(str(step) if own else str(step).replace("_", "-"))
+    return ".".join(steps)
 
 
 def _is_branch(step: int | str) -> bool:

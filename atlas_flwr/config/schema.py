@@ -7,9 +7,20 @@ Own-field checks live here; checks across sections are in ``load.py``.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
+
+from atlas_flwr.config.devices import DEVICES
+from atlas_flwr.config.ranks import flat_pattern, module_ranks
 
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 # Strict: "0.1" and true are not numbers; a whole number is.
@@ -17,6 +28,7 @@ Fraction = Annotated[float, Field(gt=0, le=1, strict=True)]
 Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 # One column name or several; one rank or one for each client in turn.
 Names = Annotated[
     tuple[str, ...],
@@ -28,6 +40,7 @@ Ranks = Annotated[
     BeforeValidator(lambda v: v if isinstance(v, list | tuple) else (v,)),
     Field(min_length=1),
 ]
+RankPattern = Annotated[dict[str, PositiveInt], BeforeValidator(flat_pattern)]
 
 
 class Section(BaseModel):
@@ -45,7 +58,7 @@ class Section(BaseModel):
 class RunSection(Section):
     """Who takes part, for how long, and what happens when somebody is lost."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"
+    name: Name = "run"
     rounds: PositiveInt = 5
     clients: PositiveInt = 3
     fraction: Fraction = 1.0
@@ -89,7 +102,7 @@ class DataSection(Section):
 class TaskSection(Section):
     """A task of the user's own: files, or a built-in task with its labels mapped."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Name
     path: str | None = None
     text: Names | None = None
     label: str | None = None
@@ -115,6 +128,8 @@ class LoraSection(Section):
 
     rank: Ranks = (8,)
     """One rank, or a list dealt to the clients in turn."""
+    rank_pattern: RankPattern = Field(default_factory=dict)
+    """Endings of module names and their own rank, over every client's rank; the longest wins."""
     scaling: Literal["constant", "standard", "rs"] = "constant"
     """``constant``: s = scale; ``standard``: s = alpha/r; ``rs``: s = alpha/sqrt(r)."""
     scale: PositiveFloat = 2.0
@@ -122,6 +137,20 @@ class LoraSection(Section):
     targets: Literal["auto"] | Annotated[tuple[str, ...], Field(min_length=1)] = "auto"
     """``auto``: every linear layer of the backbone; else endings of module names."""
     dropout: Share = 0.0
+
+
+class DevicesSection(Section):
+    """Which devices the clients are: the rank follows from the device instead of ``lora.rank``."""
+
+    profiles: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Names of devices, dealt to the clients in turn."""
+
+
+class DeviceSection(Section):
+    """A device of the user's own, or a built-in one redefined."""
+
+    name: Name
+    rank: PositiveInt
 
 
 class StrategySection(Section):
@@ -151,6 +180,8 @@ class Config(Section):
     task: tuple[TaskSection, ...] = ()
     train: TrainSection = TrainSection()
     lora: LoraSection = LoraSection()
+    devices: DevicesSection | None = None
+    device: tuple[DeviceSection, ...] = ()
     strategy: StrategySection = StrategySection()
     engine: EngineSection = EngineSection()
 
@@ -168,9 +199,44 @@ class Config(Section):
             return self.train.learning_rate
         return 1e-3 if self.model.adaptation == "lora" else 5e-5
 
+    @model_serializer(mode="wrap")
+    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave ``lora.rank`` out where devices decide: what is written can be read again."""
+        tree: dict[str, Any] = write(self)
+        if self.devices is not None and "lora" in tree:
+            tree["lora"].pop("rank", None)
+        return tree
+
+    @property
+    def device_ranks(self) -> dict[str, int]:
+        """The LoRA rank of every device there is: those built in, and the user's over them."""
+        built_in = {name: profile.rank for name, profile in DEVICES.items()}
+        return built_in | {device.name: device.rank for device in self.device}
+
+    def device_of(self, partition: int) -> str | None:
+        """Return the name of a client's device, dealt in turn; None without ``[devices]``."""
+        if self.devices is None:
+            return None
+        return self.devices.profiles[partition % len(self.devices.profiles)]
+
     def rank_of(self, partition: int) -> int:
-        """Return a client's LoRA rank: the list is dealt in turn."""
+        """Return a client's base LoRA rank: its device's, else ``lora.rank`` dealt in turn."""
+        device = self.device_of(partition)
+        if device is not None:
+            return self.device_ranks[device]
         return self.lora.rank[partition % len(self.lora.rank)]
+
+    def module_ranks(self, rank: int, modules: Iterable[str]) -> dict[str, int]:
+        """Return each module's rank for a client of a base rank, by ``lora.rank-pattern``.
+
+        Args:
+            rank: The client's base rank.
+            modules: Full names of the adapted modules.
+
+        Raises:
+            ConfigError: An ending of the pattern matches no module.
+        """
+        return module_ranks(rank, self.lora.rank_pattern, modules)
 
     def scale_of(self, rank: int) -> float:
         """Return the LoRA scale ``s`` of a rank under ``lora.scaling``."""

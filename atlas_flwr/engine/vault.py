@@ -1,4 +1,4 @@
-"""A client's own disk: what must stay private (a local head, a local adapter), by round.
+"""A client's own disk: what must stay private, and what it was sent before, by round.
 
 One safetensors file a round, written atomically. The parts a round started from stay beside those
 it made, so that it can be repeated. Nothing here is ever sent.
@@ -14,15 +14,15 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from atlas_flwr.errors import AtlasError
-from atlas_flwr.types import PARTS, ModelParts
-from atlas_flwr.wire import flatten, unflatten
+from atlas_flwr.flat import KINDS, flatten, unflatten
+from atlas_flwr.types import ModelParts
 
 
 class Vault:
-    """The private parts of one partition, kept under ``root/client-<partition>/``."""
+    """Parts of one partition, kept under ``root/client-<partition>/<shelf>/``."""
 
-    def __init__(self, root: Path, partition: int) -> None:
-        self._folder = root / f"client-{partition}"
+    def __init__(self, root: Path, partition: int, shelf: str = "") -> None:
+        self._folder = root / f"client-{partition}" / shelf
         self._partition = partition
 
     def save(self, round_: int, parts: ModelParts, since: int = 0) -> None:
@@ -58,10 +58,10 @@ class Vault:
         path = self._path(round_)
         if not path.is_file():
             raise AtlasError(
-                f"partition {self._partition}: its private parts of round {round_} are missing "
+                f"partition {self._partition}: its own parts of round {round_} are missing "
                 f"({path}); the client's disk was lost or another run's folder is used"
             )
-        kinds: dict[str, dict[str, object]] = {kind: {} for kind in PARTS}
+        kinds: dict[str, dict[str, object]] = {kind: {} for kind in KINDS}
         with safe_open(path, framework="numpy") as file:
             scales = json.loads((file.metadata() or {}).get("scales", "{}"))
             for key in file.keys():  # noqa: SIM118 - a safetensors file is not a mapping

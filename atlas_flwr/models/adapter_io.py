@@ -20,6 +20,7 @@ def initial_parts(
     rank: int | Mapping[str, int],
     scale: float | Mapping[str, float],
     seed: int,
+    draw: int = 0,
 ) -> ModelParts:
     """Return the tensors every client starts from, the same on every machine.
 
@@ -32,14 +33,16 @@ def initial_parts(
         rank: LoRA rank of every module, or of each by path; unused for ``"full"``.
         scale: LoRA scale of every module, or of each by path; unused for ``"full"``.
         seed: The run's seed.
+        draw: Which draw of the factors; the head has one.
 
     Raises:
         ModelError: The model can't be had.
     """
     full = spec.adaptation == "full"
     loaded = (backbone.load_fresh if full else backbone.load)(spec, num_labels, seed)
+    shapes = loaded.backbone.shapes
     return ModelParts(
-        adapter={} if full else lora.nested_init(loaded.backbone.shapes, rank, scale, seed),
+        adapter={} if full else lora.nested_init(shapes, rank, scale, seed, draw),
         head={name: lora.to_numpy(tensor) for name, tensor in loaded.initial_head.items()},
         weights={name: lora.to_numpy(tensor) for name, tensor in loaded.weights.items()},
     )
@@ -57,15 +60,22 @@ def read_parts(loaded: LoadedModel) -> ModelParts:
 def write_parts(loaded: LoadedModel, parts: ModelParts) -> None:
     """Load every tensor sent; afterwards ``read_parts`` gives the same bytes back.
 
-    All is checked before the first tensor is written, so a refused message changes nothing.
-    Ranks and scales may differ from those loaded, and from module to module.
+    A delta is merged into the checkpoint's own weights, and none leaves those as they are. All is
+    checked before the first tensor is written, so a refused message changes nothing. Ranks and
+    scales may differ from those loaded, and from module to module.
 
     Raises:
-        WriteBackError: A tensor is missing, unknown, of another shape, not float32, or A and B
-            disagree on the rank.
+        WriteBackError: A tensor is missing, unknown, of another shape, not float32, A and B
+            disagree on the rank, or a core was not folded into B.
     """
+    if parts.core:
+        raise WriteBackError(f"core of '{min(parts.core)}': a layer holds A and B alone")
     _check_names("adapter module", parts.adapter, loaded.backbone.shapes)
     for module, factors in parts.adapter.items():
+        _check_factors(module, factors, loaded.backbone.shapes[module])
+    for module, factors in parts.delta.items():
+        if module not in loaded.backbone.shapes:
+            raise WriteBackError(f"delta of '{module}': the model adapts no such module")
         _check_factors(module, factors, loaded.backbone.shapes[module])
     for kind, sent, held in (
         ("head tensor", parts.head, loaded.head),
@@ -74,6 +84,8 @@ def write_parts(loaded: LoadedModel, parts: ModelParts) -> None:
         _check_names(kind, sent, held)
         for name, array in sent.items():
             _check_tensor(name, array, tuple(held[name].shape))
+    for module, layer in loaded.backbone.layers.items():
+        lora.set_delta(layer, parts.delta.get(module))
     for module, factors in parts.adapter.items():
         lora.set_factors(loaded.backbone.layers[module], factors.a, factors.b, factors.scale)
     _copy(parts.head, loaded.head)

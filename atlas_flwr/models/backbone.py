@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from atlas_flwr.models.checkpoint import (
     tokenizer_of,
 )
 from atlas_flwr.seeding import seed_for
+from atlas_flwr.types import PARTS, Part
 
 __all__ = [
     "Backbone",
@@ -72,10 +73,22 @@ class LoadedModel:
         """The token that fills short rows; the model knows it too."""
         return int(self.model.config.pad_token_id)
 
-    def trainable(self) -> list[nn.Parameter]:
-        """Return the tensors that training may change: factors, then weights, then head."""
-        factors = [p for m in self.backbone.layers.values() for p in lora.factor_parameters(m)]
-        return [*factors, *self.weights.values(), *self.head.values()]
+    def trainable(self, parts: Collection[Part] = PARTS) -> list[nn.Parameter]:
+        """Return the tensors that training may change: factors, then weights, then head.
+
+        Args:
+            parts: Which of them; a core or a delta has no tensor of its own here.
+        """
+        pairs = [lora.factor_parameters(layer) for layer in self.backbone.layers.values()]
+        chosen = [
+            parameter
+            for pair in pairs
+            for part, parameter in zip(("lora_A", "lora_B"), pair, strict=True)
+            if part in parts
+        ]
+        for part, held in (("weights", self.weights), ("head", self.head)):
+            chosen += held.values() if part in parts else ()
+        return chosen
 
 
 @functools.cache

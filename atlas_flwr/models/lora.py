@@ -23,6 +23,7 @@ from atlas_flwr.seeding import rng_for
 from atlas_flwr.types import Adapter, Array, LoraFactors
 
 ADAPTER = "default"
+_ORIGIN = "atlas_origin"  # a plain attribute: no buffer, no part of the state dict
 Targets = Literal["auto"] | tuple[str, ...]
 
 
@@ -103,6 +104,7 @@ def nested_init(
     rank: int | Mapping[str, int],
     scale: float | Mapping[str, float],
     seed: int,
+    draw: int = 0,
 ) -> Adapter:
     """Draw the initial factors of every module, nested over ranks.
 
@@ -115,6 +117,7 @@ def nested_init(
         rank: Rank of every module, or of each.
         scale: Scale ``s`` of every module, or of each.
         seed: The run's seed.
+        draw: Which draw, for methods that start factors afresh.
 
     Returns:
         float32 factors, in the order of ``shapes``.
@@ -124,7 +127,7 @@ def nested_init(
         r = rank if isinstance(rank, int) else rank[module]
         s = scale[module] if isinstance(scale, Mapping) else scale
         bound = 1.0 / math.sqrt(d_in)
-        rows = rng_for(seed, f"lora-init/{module}").uniform(-bound, bound, size=(r, d_in))
+        rows = rng_for(seed, f"lora-init/{module}", draw).uniform(-bound, bound, size=(r, d_in))
         a, b = rows.astype(np.float32), np.zeros((d_out, r), dtype=np.float32)
         adapter[module] = LoraFactors(a=a, b=b, scale=float(s))
     return adapter
@@ -151,6 +154,31 @@ def set_factors(layer: Any, a: Array, b: Array, scale: float) -> None:
     layer.r[ADAPTER] = rank
     layer.scaling[ADAPTER] = scale
     layer.lora_alpha[ADAPTER] = scale * rank
+
+
+def set_delta(layer: Any, delta: LoraFactors | None) -> None:
+    """Merge a low-rank change into a module's frozen weight, or put the checkpoint's own back.
+
+    The change never adds up: it is always taken from the checkpoint's weight, which is kept aside
+    as it is. Conv1D stores its weight transposed, so there the product is merged transposed.
+
+    Args:
+        layer: The PEFT layer.
+        delta: The change, of scale 1; None for no change.
+    """
+    base, origin = layer.base_layer.weight, getattr(layer, _ORIGIN, None)
+    if delta is None:
+        if origin is not None:
+            base.data = origin.to(base.device)
+            delattr(layer, _ORIGIN)
+        return
+    if origin is None:
+        origin = base.data
+        setattr(layer, _ORIGIN, origin)
+    b, a = torch.tensor(delta.b), torch.tensor(delta.a)
+    product = b.to(base.device) @ a.to(base.device)
+    change = product.T if isinstance(layer.base_layer, Conv1D) else product
+    base.data = origin.to(base.device) + change
 
 
 def get_factors(layer: Any) -> LoraFactors:

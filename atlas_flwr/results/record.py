@@ -13,7 +13,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from atlas_flwr.results.rows import COLUMNS, KINDS, MB, PHASES, Bytes, ClientRow, compact_ranks
+from atlas_flwr.results.rows import (
+    COLUMNS,
+    KINDS,
+    MB,
+    PHASES,
+    Bytes,
+    ClientRow,
+    Measured,
+    compact_ranks,
+)
 
 __all__ = [
     "COLUMNS",
@@ -23,6 +32,7 @@ __all__ = [
     "PHASES",
     "Bytes",
     "ClientRow",
+    "Measured",
     "RoundRecord",
     "RunFacts",
     "Status",
@@ -48,7 +58,8 @@ class RoundRecord:
         time_seconds: Wall time of the round on the server.
         memory_mb: The highest peak a client measured.
         communication_mb: Up + down of the round, MB = 10⁶ bytes.
-        aggregation_error: The merge's own error where its exact mean exists.
+        aggregation_error: How far the merge was from the exact mean, where there is one; see
+            `Measured` for this, ``truncation_error``, ``compression_error``, ``effective_rank``.
         by_task: ``{task: {accuracy, f1, macro_f1, mcc, loss}}``, weighted like ``accuracy``.
         participants: Partitions that trained; ``lost`` those lost or rejected in any phase.
     """
@@ -61,6 +72,9 @@ class RoundRecord:
     memory_mb: float | None
     communication_mb: float
     aggregation_error: float | None
+    truncation_error: Mapping[str, float | None] | None
+    compression_error: Mapping[str, float | None] | None
+    effective_rank: float | None
     by_task: Mapping[str, Mapping[str, float | None]]
     worst_client_accuracy: float | None
     bytes_up: int
@@ -80,7 +94,7 @@ def round_record(
     rows: Sequence[ClientRow],
     moved: Bytes,
     seconds: float,
-    aggregation_error: float | None = None,
+    measured: Measured = Measured(),  # noqa: B008 - frozen
 ) -> RoundRecord:
     """Fold one round's rows and bytes into its record.
 
@@ -89,7 +103,7 @@ def round_record(
         rows: The round's rows of all phases; ``"final"`` ones are ignored.
         moved: All bytes of the round.
         seconds: Wall time of the round.
-        aggregation_error: What the merge lost, where it knows.
+        measured: How good the merge was.
     """
     scored = [row for row in rows if row.phase == "evaluate"]
     trained = [row for row in rows if row.phase == "train"]
@@ -103,7 +117,7 @@ def round_record(
         time_seconds=float(seconds),
         memory_mb=max(peaks, default=None),
         communication_mb=(moved.up + moved.down) / MB,
-        aggregation_error=_finite(aggregation_error),
+        **measured.to_dict(),
         by_task={t: _weighted_scores([r for r in scored if r.task == t]) for t in tasks},
         worst_client_accuracy=_worst(scored),
         bytes_up=moved.up,

@@ -74,6 +74,41 @@ COLUMNS = (
 )
 
 
+@dataclass(frozen=True)
+class Measured:
+    """How good one round's merge was; a number that does not exist is ``None``.
+
+    Attributes:
+        aggregation_error: ``‖applied − P*‖_F / ‖P*‖_F`` over all adapted modules, with
+            ``P* = Σ p_k s_k B_k A_k`` and p_k ∝ rows, whatever weights the rule uses.
+        truncation_error: The same distance from what was applied to what a receiver of each rank
+            holds, before rounding, by rank; 0 where receivers hold all of it.
+        compression_error: Share of a norm that sparsity left behind, ``{"up", "down"}``.
+        effective_rank: ``exp(entropy of σ²)`` of what was applied, averaged over modules.
+    """
+
+    aggregation_error: float | None = None
+    truncation_error: Mapping[str, float | None] | None = None
+    compression_error: Mapping[str, float | None] | None = None
+    effective_rank: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; what is not finite is ``None``."""
+
+        def plain(value: float | None) -> float | None:
+            return None if value is None or not math.isfinite(value) else float(value)
+
+        def each(values: Mapping[str, float | None] | None) -> dict[str, float | None] | None:
+            return None if values is None else {key: plain(v) for key, v in values.items()}
+
+        return {
+            "aggregation_error": plain(self.aggregation_error),
+            "truncation_error": each(self.truncation_error),
+            "compression_error": each(self.compression_error),
+            "effective_rank": plain(self.effective_rank),
+        }
+
+
 def compact_ranks(ranks: Mapping[str, int]) -> str | None:
     """Return ranks by module as ``"8"`` when uniform, else compact JSON; no module gives ``None``.
 

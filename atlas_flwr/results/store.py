@@ -196,7 +196,7 @@ def csv_row(summary: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, 
     """Return ``summary.csv``'s one row; an absent number is an empty field."""
     rounds = summary["round_results"]
     full = config.get("model", {}).get("adaptation") == "full"
-    rank = config.get("lora", {}).get("rank")
+    rank = _dealt_ranks(config) or config.get("lora", {}).get("rank")
     ranks = rank if isinstance(rank, list) else [rank]
     tasks = config.get("data", {}).get("tasks") or sorted(summary["final"]["by_task"])
     return {
@@ -212,6 +212,12 @@ def csv_row(summary: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, 
         "Avg Comm (MB)": _average(r["communication_mb"] for r in rounds),
         **{key: summary[key] for key in ("strategy", "engine", "seed", "status")},
     }
+
+
+def _dealt_ranks(config: Mapping[str, Any]) -> list[int]:
+    """Return the ranks of the device profiles, in the order they are dealt; none without."""
+    named = {device["name"]: device["rank"] for device in config.get("device", ())}
+    return [named[profile] for profile in config.get("devices", {}).get("profiles", ())]
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

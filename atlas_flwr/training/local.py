@@ -6,14 +6,15 @@ import contextlib
 import gc
 import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import nn
 
 from atlas_flwr.errors import AtlasError
 from atlas_flwr.models.backbone import LoadedModel
@@ -50,6 +51,24 @@ class TrainSpec:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """What is trained, and towards what besides a small loss on the rows.
+
+    Attributes:
+        parameters: The tensors that move; None: all the model's trainable ones. The others of the
+            model are frozen for the time being.
+        prox_mu: Weight of ``(mu/2) ||theta - anchor||^2`` over ``parameters`` (FedProx, Ditto).
+        anchors: The proximal term's centre, one tensor for each parameter; None: where they start.
+        penalty: Returns a scalar added to each step's mean loss, or None for nothing.
+    """
+
+    parameters: Sequence[nn.Parameter] | None = None
+    prox_mu: float = 0.0
+    anchors: Sequence[torch.Tensor] | None = None
+    penalty: Callable[[], torch.Tensor] | None = None
+
+
+@dataclass(frozen=True)
 class TrainResult:
     """What training says afterwards.
 
@@ -76,7 +95,7 @@ def train(
     spec: TrainSpec,
     rng: np.random.Generator,
     torch_seed: int,
-    prox_mu: float = 0.0,
+    goal: Goal = Goal(),
     max_steps: int | None = None,
 ) -> TrainResult:
     """Train the model in place on some rows of a table.
@@ -91,8 +110,8 @@ def train(
         spec: Epochs, batch size, optimizer.
         rng: Draws the batches.
         torch_seed: Seeds dropout.
-        prox_mu: FedProx's mu: adds ``(mu/2) ||theta - theta_received||^2`` over all trainable
-            tensors to the objective (Li et al., MLSys 2020).
+        goal: Which tensors move, and terms beside the loss: FedProx's over all trainable tensors
+            is ``Goal(prox_mu=mu)`` (Li et al., MLSys 2020).
         max_steps: Take exactly that many optimizer steps, with as many epochs as that needs.
 
     Raises:
@@ -104,20 +123,32 @@ def train(
         raise AtlasError("training: the client has no rows")
     device = prec.resolve_device(spec.device)
     loaded.model.to(device)
-    with prec.threads_of(spec.threads), prec.seeded(torch_seed, device), _training(loaded):
-        run = _Run(loaded, table, spec, device, prox_mu)
+    moving = list(goal.parameters if goal.parameters is not None else loaded.trainable())
+    with (
+        prec.threads_of(spec.threads),
+        prec.seeded(torch_seed, device),
+        _training(loaded, moving),
+    ):
+        run = _Run(loaded, table, spec, device, replace(goal, parameters=moving))
         for batch in _schedule(table.lengths[rows], spec, rng, max_steps):
             run.step(rows[batch])
         return run.result(len(rows))
 
 
 @contextlib.contextmanager
-def _training(loaded: LoadedModel) -> Iterator[None]:
-    """Run in training mode; leave evaluation mode and no gradients behind."""
+def _training(loaded: LoadedModel, moving: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Run in training mode with the rest frozen; leave evaluation mode and no gradients behind."""
+    kept = {id(parameter) for parameter in moving}
+    free = (parameter for parameter in loaded.model.parameters() if parameter.requires_grad)
+    still = [parameter for parameter in free if id(parameter) not in kept]
     loaded.model.train()
     try:
+        for parameter in still:
+            parameter.requires_grad_(False)
         yield
     finally:
+        for parameter in still:
+            parameter.requires_grad_(True)
         loaded.model.zero_grad(set_to_none=True)
         loaded.model.eval()
 
@@ -140,19 +171,21 @@ class _Run:
         table: TokenTable,
         spec: TrainSpec,
         device: torch.device,
-        prox_mu: float,
+        goal: Goal,
     ) -> None:
         self._loaded, self._table, self._spec, self._device = loaded, table, spec, device
         self._precision = prec.choose_precision(spec.precision, device)
-        self._parameters = loaded.trainable()
+        self._parameters = list(goal.parameters or ())
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True
         )
         self._scaler = torch.amp.GradScaler(
             device.type, init_scale=FP16_FIRST_SCALE, enabled=self._precision == "fp16"
         )
-        self._mu = prox_mu
-        self._anchors = [p.detach().clone() for p in self._parameters] if prox_mu > 0 else []
+        self._mu, self._penalty = goal.prox_mu, goal.penalty
+        self._anchors = list(goal.anchors or ())
+        if self._mu > 0 and goal.anchors is None:
+            self._anchors = [p.detach().clone() for p in self._parameters]
         self._micro = spec.batch_size
         self._loss = torch.zeros((), device=device)
         self._norms = torch.zeros((), device=device)
@@ -225,6 +258,8 @@ class _Run:
             loss = self._forward(indices[start : start + self._micro])
             torch.autograd.backward(self._scaler.scale(loss / len(indices)))
             total += loss.detach()
+        if self._penalty is not None:
+            torch.autograd.backward(self._scaler.scale(self._penalty()))
         return total
 
     def _forward(self, indices: NDArray[np.int64]) -> torch.Tensor:
@@ -237,7 +272,7 @@ class _Run:
 
     @torch.no_grad()
     def _pull_back(self) -> None:
-        """Add the proximal term's gradient, ``mu (theta - theta_received)``."""
+        """Add the proximal term's gradient, ``mu (theta - anchor)``."""
         for parameter, anchor in zip(self._parameters, self._anchors, strict=True):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - anchor, alpha=self._mu)

@@ -16,6 +16,7 @@ LEVELS: dict[str, float] = {
     "atlas_flwr": 1.5,  # the public surface: everything below it, nothing above
     "atlas_flwr.errors": 0,
     "atlas_flwr.types": 0,
+    "atlas_flwr.flat": 0.5,
     "atlas_flwr.seeding": 1,
     "atlas_flwr.config": 1,
     "atlas_flwr.wire": 1,
@@ -36,6 +37,7 @@ LEVELS: dict[str, float] = {
 }
 # What a room may import from outside, where that is restricted.
 PURE = {
+    "atlas_flwr.flat",
     "atlas_flwr.aggregation",
     "atlas_flwr.data.partition",
     "atlas_flwr.results.record",

@@ -111,7 +111,10 @@ BREAKS = {
         lambda p: replace(p, adapter={**p.adapter, "zz": next(iter(p.adapter.values()))}),
         "'zz' is not in the model",
     ),
-    "no adapter": (lambda p: p.without("adapter"), "not sent"),
+    "no adapter": (lambda p: p.without("lora_A", "lora_B"), "not sent"),
+    "A alone": (lambda p: p.without("lora_B"), r"lora_B': expected shape .*, got \(0, 4\)"),
+    "B alone": (lambda p: p.without("lora_A"), r"lora_A': expected shape .*, got \(4, 0\)"),
+    "a core": (lambda p: replace(p, core={"m": np.eye(4, dtype=np.float32)}), "core of 'm'"),
     "A of rank 1 for B of rank 4": (
         lambda p: _factors(p, a=next(iter(p.adapter.values())).a[:1]),
         "lora_B': expected shape",

@@ -12,6 +12,7 @@ from atlas_flwr.results.record import (
     KINDS,
     Bytes,
     ClientRow,
+    Measured,
     RunFacts,
     compact_ranks,
     final_scores,
@@ -28,6 +29,7 @@ ROUND_KEYS = {
     *("round", "accuracy", "loss", "train_loss", "time_seconds", "memory_mb"),
     *("communication_mb", "aggregation_error", "by_task", "worst_client_accuracy", "bytes_up"),
     *("bytes_down", "by_kind_up", "by_kind_down", "participants", "lost"),
+    *("truncation_error", "compression_error", "effective_rank"),
 }
 counts = st.dictionaries(st.sampled_from(KINDS), st.integers(0, 10**12))
 traffic = st.builds(Bytes, counts, counts)
@@ -115,7 +117,8 @@ def test_round_record_takes_training_peaks_and_participants_from_the_rows():
         ClientRow(2, 1, "b", "train", num_examples=3, loss=1.0, peak_memory_mb=900.0),
         ClientRow(2, 2, "b", "train", status="lost", error="no answer"),
     ]
-    record = round_record(2, rows, Bytes({"head": 1_500_000}, {"head": 500_000}), 4.0, math.inf)
+    moved = Bytes({"head": 1_500_000}, {"head": 500_000})
+    record = round_record(2, rows, moved, 4.0, Measured(aggregation_error=math.inf))
     assert record.train_loss == pytest.approx(1.5)
     assert record.memory_mb == 900.0
     assert record.communication_mb == 2.0
@@ -123,6 +126,17 @@ def test_round_record_takes_training_peaks_and_participants_from_the_rows():
     assert record.accuracy is None
     assert record.worst_client_accuracy is None
     assert record.aggregation_error is None
+    assert record.truncation_error is record.compression_error is record.effective_rank is None
+
+
+def test_round_record_takes_the_merge_as_it_was_measured_and_nulls_what_is_not_finite():
+    measured = Measured(0.25, {"2": 0.5, "4": math.nan}, {"up": 0.1, "down": None}, math.inf)
+    got = round_record(1, [], Bytes(), 1.0, measured).to_dict()
+    assert got["aggregation_error"] == 0.25
+    assert got["truncation_error"] == {"2": 0.5, "4": None}
+    assert got["compression_error"] == {"up": 0.1, "down": None}
+    assert got["effective_rank"] is None
+    json.dumps(got, allow_nan=False)
 
 
 def test_final_is_the_plain_mean_of_clients_then_of_tasks():

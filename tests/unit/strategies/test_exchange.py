@@ -176,13 +176,13 @@ def _update(a: np.ndarray, b: np.ndarray, rows: int = 1) -> Update:
         (_update(np.ones((3, 2)), np.ones((2, 3))), "shape"),
         (_update(np.full((2, 3), np.inf), np.ones((4, 2))), "not finite"),
         (_update(np.ones((2, 3)), np.ones((4, 2)), rows=0), "0 rows"),
-        (Update(0, Report(1)), "sent and returned tensors differ"),
+        (Update(0, Report(1)), "asked for and returned tensors differ"),
     ],
 )
 def test_updates_that_are_not_what_was_sent_are_refused(update: Update, message: str) -> None:
     sent = ModelParts(adapter={"m": LoraFactors(np.zeros((2, 3)), np.zeros((4, 2)), 1.0)})
     with pytest.raises(AtlasError, match=message):
-        check_schema(Job(0, "train", 1, sent), update)
+        check_schema(Job(0, "train", 1, expects=sent.shapes()), update)
 
 
 def test_each_arrival_starts_the_clock_again() -> None:

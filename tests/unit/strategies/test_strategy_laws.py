@@ -1,4 +1,4 @@
-"""Laws every method obeys, run over the whole registry with clients that answer without Flower."""
+"""Laws of every method's merge, over the whole registry, with clients in plain NumPy."""
 
 from __future__ import annotations
 
@@ -8,261 +8,263 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from atlas_flwr.errors import ConfigError
-from atlas_flwr.types import Job, LoraFactors, ModelParts, Report, Update
-from atlas_flwr.wire import flatten
-from strategies.base import Method, Setting, State
-from strategies.registry import STRATEGIES, build, parse_options
+from atlas_flwr.flat import flatten
+from atlas_flwr.types import Array, Update
+from federations import (
+    ALL,
+    EQUAL,
+    MIXED,
+    Dense,
+    believed,
+    distance,
+    equal,
+    of_rank,
+    setting,
+    widest,
+)
+from players import Player, crew, first_round, opened, play
+from strategies.base import Method, State
+from strategies.registry import STRATEGIES, build
 
-TASKS = ("a", "a", "a", "b", "b", "b")
-ROWS = (10, 20, 30, 10, 20, 30)
-POLICIES = ("shared", "per_task", "local")
-
-
-def initial(rank: int, num_labels: int = 2) -> ModelParts:
-    rng = np.random.default_rng(0)
-    a = rng.standard_normal((8, 7)).astype(np.float32)[:rank]
-    return ModelParts(
-        adapter={"m.q": LoraFactors(a, np.zeros((5, rank), np.float32), 2.0)},
-        head={"head.weight": np.zeros((num_labels, 5), np.float32)},
-    )
-
-
-def setting(policy: str = "per_task", ranks: tuple[int, ...] = (4,) * 6) -> Setting:
-    return Setting(
-        tasks=TASKS,
-        num_labels={"a": 2, "b": 2},
-        ranks=ranks,
-        steps=(1,) * 6,
-        head_policy=policy,  # type: ignore[arg-type]
-        initial={(2, rank): initial(rank) for rank in set(ranks)},
-    )
+# A round is no plain step to a mean: Adam moves each number by its own rate.
+NOT_A_MEAN = {"fedadam"}
 
 
-def moved(job: Job, seed: int = 0) -> Update:
-    """A client that moves every tensor it was sent by noise of its own."""
-    rng = np.random.default_rng([seed, job.partition, job.round])
-
-    def move(tensor: np.ndarray) -> np.ndarray:
-        return tensor + rng.standard_normal(tensor.shape).astype(tensor.dtype)
-
-    parts = job.parts.with_body({name: move(t) for name, t in job.parts.body().items()})
-    parts = replace(parts, head={name: move(t) for name, t in job.parts.head.items()})
-    return Update(job.partition, Report(ROWS[job.partition]), parts)
-
-
-def play(method: Method, cohorts: Sequence[Sequence[int]], answer=moved) -> State:
-    """Drive a method through rounds as the federation does."""
-    state = method.start()
-    for round_, cohort in enumerate(cohorts, start=1):
-        state = replace(state, round=round_, phase=0)
-        while jobs := method.plan(state, cohort):
-            state = method.merge(state, iter([answer(job) for job in jobs]))
-    return state
-
-
-def tensors(state: State, method: Method) -> dict[str, np.ndarray]:
-    found = {}
-    for partition in range(method.setting.clients):
-        for kind, named in flatten(method.model_for(state, partition).parts).items():
-            found |= {f"{partition}/{kind}/{name}": tensor for name, tensor in named.items()}
+def shown(method: Method, state: State) -> Dense:
+    """What the server knows of each model: products, factors that came alone, weights, heads."""
+    found: Dense = {}
+    for partition in ALL:
+        parts = method.model_for(state, partition).parts
+        kinds = {**believed(method, state, partition), **parts.head, **parts.weights}
+        for module, factors in parts.adapter.items():
+            if not factors.whole:
+                kinds |= {f"{module}.alone": factors.a}
+        found |= {f"{partition}/{key}": tensor for key, tensor in kinds.items()}
     return found
 
 
-def assert_equal(left: dict[str, np.ndarray], right: dict[str, np.ndarray], **kwargs) -> None:
+def assert_close(left: Dense, right: Dense, within: float = 1e-6) -> None:
     assert left.keys() == right.keys()
-    for name, tensor in left.items():
-        np.testing.assert_allclose(tensor, right[name], err_msg=name, **kwargs)
+    for key, tensor in left.items():
+        assert distance({key: tensor}, {key: right[key]}) <= within, key
 
 
-@pytest.fixture(params=sorted(STRATEGIES))
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def next_start(
+    method: Method, state: State, players: Sequence[Player], partition: int
+) -> Dense | None:
+    """What the client's next training starts from; None if it is asked for nothing."""
+    jobs = method.plan(replace(state, round=2, phase=0), ALL) or []
+    job = next((job for job in jobs if job.partition == partition), None)
+    return None if job is None else players[partition].effective(job)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_every_partition_is_served_and_what_is_private_is_not_sent(name: str, policy: str) -> None:
-    method = build(name, {}, setting(policy))
-    state = play(method, [range(6), range(6)])
-    for partition in range(6):
-        served = method.model_for(state, partition)
-        kinds = flatten(served.parts)
-        assert not set(kinds) & served.private
-        assert set(kinds) | served.private >= {"adapter", "head"}
+def dense_options(name: str) -> dict[str, float]:
+    """Options under which nothing is dropped and rows are weights."""
+    match name:
+        case "flasc":
+            return {"down-density": 1.0, "up-density": 1.0}
+        case "hetlora":
+            return {"weights": "examples"}  # type: ignore[dict-item]
+        case _:
+            return {}
+
+
+# ------------------------------------------------------------------ who is served what
+
+
+def can_be(name: str, policy: str, ranks: Sequence[int]) -> bool:
+    """Whether the method is defined for a head policy and ranks."""
+    method = STRATEGIES[name]
+    only = method.head or ("per_task" if (name, policy) == ("ditto", "local") else policy)
+    return policy == only and (method.mixed_ranks or len(set(ranks)) == 1)
+
+
+CASES = [
+    pytest.param(name, policy, ranks, id=f"{name}-{policy}-{len(set(ranks))}")
+    for name in sorted(STRATEGIES)
+    for policy in ("shared", "per_task", "local")
+    for ranks in (EQUAL, MIXED)
+    if can_be(name, policy, ranks)
+]
+
+
+@pytest.mark.parametrize(("name_", "policy", "ranks"), CASES)
+def test_every_model_is_whole_at_the_client_and_what_is_private_is_not_sent(
+    name_: str, policy: str, ranks: tuple[int, ...]
+) -> None:
+    method = build(name_, {}, setting(policy, ranks))
+    players = crew(method)
+    state = play(method, [ALL, ALL], players)
+    for partition in ALL:
+        served, job = method.model_for(state, partition), method.job(state, partition, "evaluate")
+        for part in served.private:
+            assert not flatten(job.parts.only(part)), part
+            assert not flatten(served.parts.only(part)), part
+        parts = players[partition].model(job).parts
+        assert parts.head
+        assert {m: f.rank for m, f in parts.adapter.items()} == dict.fromkeys(
+            parts.adapter, ranks[partition]
+        )
+        assert all(factors.whole for factors in parts.adapter.values())
         assert served.since == (2 if served.private else 0)
 
 
-def test_round_zero_is_the_seeded_start(name: str) -> None:
-    method = build(name, {}, setting())
-    for partition in range(6):
-        served = method.model_for(method.start(), partition)
-        for kind, named in flatten(served.parts).items():
-            for key, tensor in named.items():
-                np.testing.assert_array_equal(tensor, flatten(initial(4))[kind][key])
+def test_clients_of_one_key_hold_one_model(name: str) -> None:
+    for method in (widest(name), equal(name)):
+        players = crew(method)
+        state = play(method, [ALL, [0, 3], [1, 4, 5]], players)
+        models: dict[str, tuple[Dense, dict[str, Array]]] = {}
+        for partition in ALL:
+            served = method.model_for(state, partition)
+            model = players[partition].model(method.job(state, partition, "evaluate"))
+            products, head = models.setdefault(served.key, (model.products(), model.parts.head))
+            assert distance(model.products(), products) <= 1e-6
+            assert_close(dict(model.parts.head), head, 0.0)
+
+
+def test_round_zero_is_the_seeded_start_at_every_rank(name: str) -> None:
+    method = widest(name)
+    for player in crew(method):
+        own = method.setting.initial_for(player.partition)
+        model = player.model(method.job(method.start(), player.partition, "evaluate"))
+        assert set(model.products()) == set(own.adapter)
+        assert not any(matrix.any() for matrix in model.products().values())
+        assert_close(dict(model.parts.head), dict(own.head), 0.0)
+        for module, factors in model.parts.adapter.items():
+            seeded = own.adapter[module].a
+            # FLASC's clients are sent the largest entries alone.
+            there = factors.a != 0 if name == "flasc" else np.ones_like(seeded, bool)
+            np.testing.assert_array_equal(factors.a[there], seeded[there])
+
+
+# ------------------------------------------------------------------ what a merge may do
 
 
 def test_clients_that_return_what_they_were_sent_are_a_fixed_point(name: str) -> None:
-    method = build(name, {}, setting())
-    first = play(method, [range(6)])
-    before = tensors(first, method)
-    state = replace(first, round=2, phase=0, memory={})
-    jobs = method.plan(state, range(6)) or []
-    updates = [Update(job.partition, Report(ROWS[job.partition]), job.parts) for job in jobs]
-    assert_equal(tensors(method.merge(state, iter(updates)), method), before, rtol=1e-6)
+    method = equal(name)
+    players = crew(method)
+    state = replace(play(method, [ALL], players), round=2, phase=0, memory={})
+    before = shown(method, state)
+    for player in players:
+        player.noise = 0.0
+    updates = [players[job.partition].answer(job) for job in method.plan(state, ALL) or []]
+    assert_close(shown(method, method.merge(state, iter(updates))), before)
 
 
 def test_merging_changes_no_input(name: str) -> None:
-    method = build(name, {}, setting())
-    state = replace(method.start(), round=1)
-    jobs = method.plan(state, range(6)) or []
-    updates = [moved(job) for job in jobs]
-    for held in (
-        *tensors(state, method).values(),
-        *flatten(updates[0].parts).get("adapter", {}).values(),
-    ):
-        held.flags.writeable = False
-    before = {key: tensor.copy() for key, tensor in tensors(state, method).items()}
+    method = widest(name)
+    players = crew(method)
+    state = replace(play(method, [ALL], players), round=2, phase=0)
+    updates = [players[job.partition].answer(job) for job in method.plan(state, ALL) or []]
+    tensors = {
+        f"{update.partition}/{kind}/{key}": tensor
+        for update in updates
+        for kind, named in flatten(update.parts).items()
+        for key, tensor in named.items()
+    }
+    bits = {key: tensor.copy() for key, tensor in tensors.items()}
+    for tensor in tensors.values():
+        tensor.flags.writeable = False
+    before = shown(method, state)
     method.merge(state, iter(updates))
-    assert_equal(tensors(state, method), before, rtol=0)
+    assert_close(tensors, bits, 0.0)
+    assert_close(shown(method, state), before, 0.0)
 
 
 def test_scaling_all_example_counts_changes_nothing(name: str) -> None:
-    def scaled(job: Job) -> Update:
-        update = moved(job)
-        return replace(update, report=Report(7 * update.report.num_examples))
-
-    method = build(name, {}, setting())
-    plain, other = play(method, [range(6)]), play(method, [range(6)], scaled)
-    assert_equal(tensors(plain, method), tensors(other, method), rtol=1e-5, atol=1e-6)
+    method = widest(name)
+    plain, scaled = crew(method), crew(method)
+    for player in scaled:
+        player.rows *= 7
+    states = [play(method, [ALL, [1, 2, 5]], players) for players in (plain, scaled)]
+    assert_close(*(shown(method, state) for state in states))
 
 
 def test_a_merge_of_nobody_keeps_the_models(name: str) -> None:
-    method = build(name, {}, setting())
-    state = replace(play(method, [range(6)]), round=2, phase=0)
-    assert_equal(tensors(method.merge(state, iter(())), method), tensors(state, method), rtol=0)
+    method = widest(name)
+    players = crew(method)
+    state = replace(play(method, [ALL], players), round=2, phase=0)
+    after = method.merge(state, iter(()))
+    assert_close(shown(method, after), shown(method, state), 0.0)
+    assert after.measured.aggregation_error is None
+    for player in players:
+        jobs = [method.job(s, player.partition, "evaluate") for s in (state, after)]
+        assert_close(*(player.effective(job) for job in jobs), 0.0)
 
 
-def test_updates_are_consumed_one_at_a_time(name: str) -> None:
-    method = build(name, {}, setting())
-    state = replace(method.start(), round=1)
-    alive: list[int] = []
+def test_updates_are_consumed_one_at_a_time_and_in_order(name: str) -> None:
+    method = widest(name)
+    players, alive = crew(method), []
+    state = opened(method, players)
 
     def stream() -> Iterator[Update]:
-        for job in method.plan(state, range(6)) or []:
+        for job in method.plan(state, ALL) or []:
             alive.append(job.partition)
-            yield moved(job)
+            yield players[job.partition].answer(job)
+            assert alive[-1] == job.partition  # nobody was asked ahead of turn
 
     method.merge(state, stream())
-    expected = [job.partition for job in method.plan(state, range(6)) or []]
-    assert alive == expected
+    assert alive == [job.partition for job in method.plan(state, ALL) or []]
 
 
-def test_fedavg_is_numpys_weighted_average() -> None:
-    method = build("fedavg", {}, setting("per_task"))
-    state = play(method, [range(6)])
-    jobs = method.plan(replace(method.start(), round=1), range(6)) or []
-    updates = [moved(job) for job in jobs]
-    served = method.model_for(state, 0).parts
-    oracle = np.average([u.parts.adapter["m.q"].a for u in updates], axis=0, weights=ROWS)
-    np.testing.assert_allclose(served.adapter["m.q"].a, oracle, rtol=1e-5)
-    heads = [u.parts.head["head.weight"] for u in updates[:3]]
-    oracle = np.average(heads, axis=0, weights=ROWS[:3])
-    np.testing.assert_allclose(served.head["head.weight"], oracle, rtol=1e-5, atol=1e-6)
+def test_the_order_of_clients_does_not_matter(name: str) -> None:
+    method = widest(name)
+    state, updates = first_round(method)
+    rng = np.random.default_rng(0)
+    shuffled = [updates[i] for i in rng.permutation(len(updates))]
+    after = [method.merge(state, iter(order)) for order in (updates, shuffled)]
+    assert_close(*(shown(method, each) for each in after))
 
 
-@pytest.mark.parametrize(
-    ("twin", "options"),
-    [("fedprox", {"mu": 0.0}), ("fedavgm", {"momentum": 0.0, "learning-rate": 1.0})],
-)
-def test_limits_that_are_fedavg(twin: str, options: dict[str, float]) -> None:
-    plain, other = build("fedavg", {}, setting()), build(twin, options, setting())
-    left, right = play(plain, [range(6)] * 2), play(other, [range(6)] * 2)
-    assert_equal(tensors(left, plain), tensors(right, other), rtol=1e-5, atol=1e-6)
+# ------------------------------------------------------------------ what a mean must give
 
 
-@pytest.mark.parametrize("other", ["fedavgm", "fedadam", "centralised", "local_only"])
-def test_methods_that_must_differ_from_fedavg_do(other: str) -> None:
-    plain, method = build("fedavg", {}, setting()), build(other, {}, setting())
-    left, right = (tensors(play(m, [range(6)] * 2), m) for m in (plain, method))
-    assert left.keys() != right.keys() or any(
-        not np.allclose(left[key], right[key], atol=1e-3) for key in left
-    )
+@pytest.mark.parametrize("name_", sorted(STRATEGIES.keys() - NOT_A_MEAN))
+@pytest.mark.parametrize("alone", [3, 1])
+def test_a_client_alone_gets_back_its_own_model(name_: str, alone: int) -> None:
+    method = widest(name_, **dense_options(name_))
+    players = crew(method)
+    state = play(method, [[alone]], players)
+    start = next_start(method, state, players, alone)
+    if start is not None:  # centralised asks one client a task
+        assert distance(start, players[alone].said) <= 1e-6
 
 
-def test_heads_follow_their_policy() -> None:
-    states = {p: build("fedavg", {}, setting(p)) for p in POLICIES}
-    heads = {}
-    for policy, method in states.items():
-        state = play(method, [range(6)])
-        heads[policy] = [method.model_for(state, p) for p in range(6)]
-    shared, per_task, local = (heads[p] for p in POLICIES)
-    assert len({s.key for s in shared}) == 1
-    assert [s.key for s in per_task] == ["task-a"] * 3 + ["task-b"] * 3
-    assert [s.key for s in local] == [f"client-{p}" for p in range(6)]
-    assert all(s.private == {"head"} and not s.parts.head for s in local)
-    a, b = per_task[0].parts.head["head.weight"], per_task[3].parts.head["head.weight"]
-    assert not np.allclose(a, b)
-    np.testing.assert_array_equal(
-        per_task[0].parts.adapter["m.q"].a, per_task[3].parts.adapter["m.q"].a
-    )
+@pytest.mark.parametrize("name_", sorted(STRATEGIES.keys() - NOT_A_MEAN))
+def test_identical_clients_give_their_common_model(name_: str) -> None:
+    method = equal(name_, **dense_options(name_))
+    players = crew(method, voice=0)
+    state = play(method, [ALL], players)
+    for partition in ALL:
+        start = next_start(method, state, players, partition)
+        if start is not None:
+            assert distance(start, players[0].said) <= 1e-6
 
 
-def test_absent_clients_keep_their_private_parts() -> None:
-    method = build("local_only", {}, setting())
-    state = play(method, [[0, 1], [1, 2]])
-    assert [method.model_for(state, p).since for p in range(6)] == [1, 2, 2, 0, 0, 0]
+@pytest.mark.parametrize("name_", sorted(STRATEGIES.keys() - NOT_A_MEAN))
+def test_a_client_with_nearly_all_rows_decides(name_: str) -> None:
+    # Under raFLoRA others own the bands above its rank, whatever its rows.
+    ranks = MIXED if STRATEGIES[name_].mixed_ranks and name_ != "raflora" else EQUAL
+    method = of_rank(name_, ranks, **dense_options(name_))
+    players = crew(method)
+    players[2].rows = 10**11
+    state = play(method, [ALL], players)
+    start = next_start(method, state, players, 2)
+    if start is not None:
+        assert distance(start, players[2].said) <= 1e-6
 
 
-@pytest.mark.parametrize(("steps", "expected"), [("total", (12, 3)), ("client", (5, 1))])
-def test_centralised_pools_each_task_at_equal_steps(steps: str, expected: tuple[int, int]) -> None:
-    uneven = replace(setting(), steps=(3, 5, 4, 1, 1, 1))
-    method = build("centralised", {"steps": steps}, uneven)
-    jobs = method.plan(replace(method.start(), round=1), [4]) or []
-    assert [(j.partition, j.pool, j.options["max-steps"]) for j in jobs] == [
-        (0, (0, 1, 2), expected[0]),
-        (3, (3, 4, 5), expected[1]),
-    ]
-
-
-def test_mixed_ranks_are_refused_where_factors_are_averaged(name: str) -> None:
-    mixed = setting(ranks=(2, 4, 2, 4, 2, 4))
-    if STRATEGIES[name].mixed_ranks:
-        build(name, {}, mixed)
-    else:
-        with pytest.raises(ConfigError, match=r"lora\.rank.*\[2, 4\].*local_only"):
-            build(name, {}, mixed)
-
-
-def test_a_shared_head_needs_one_label_space() -> None:
-    odd = replace(
-        setting("shared"),
-        num_labels={"a": 2, "b": 3},
-        initial={(2, 4): initial(4), (3, 4): initial(4, 3)},
-    )
-    with pytest.raises(ConfigError, match=r"model\.head.*\[2, 3\]"):
-        build("fedavg", {}, odd)
-
-
-@pytest.mark.parametrize(
-    ("name_", "options", "message"),
-    [
-        ("fedavgg", {}, "did you mean 'fedavg'"),
-        ("fedprox", {"mu": -1}, r"strategy\.options\.mu.*-1"),
-        ("fedprox", {"muu": 1}, r"strategy\.options\.muu.*did you mean 'mu'"),
-        ("fedavg", {"mu": 1}, "it has no options"),
-        ("fedavgm", {"momentum": 1.0}, r"strategy\.options\.momentum"),
-        ("fedadam", {"beta-1": "x"}, r"strategy\.options\.beta-1.*'x'"),
-    ],
-)
-def test_wrong_names_and_options_are_one_line(name_: str, options: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as refused:
-        parse_options(name_, options)
-    assert "\n" not in str(refused.value)
-
-
-def test_fedadam_counts_the_steps_of_a_group_and_not_the_rounds() -> None:
-    method = build("fedadam", {}, setting())
-    late = play(method, [[0], [0], [3]])  # task b's head is first touched in round 3
-    early = play(method, [[3]], lambda job: moved(replace(job, round=3)))
-    left = method.model_for(late, 3).parts.head["head.weight"]
-    np.testing.assert_allclose(left, method.model_for(early, 3).parts.head["head.weight"])
+@pytest.mark.parametrize("name_", ["fedavg", "fedprox", "fedper", "fedrep", "ditto", "centralised"])
+def test_full_fine_tuning_is_numpys_weighted_average(name_: str) -> None:
+    method = of_rank(name_, ())
+    players = crew(method)
+    state, updates = first_round(method, players)
+    state = method.merge(state, iter(updates))
+    job = (method.plan(replace(state, round=2, phase=0), ALL) or [])[0]
+    group = [u for u in updates if method.body_key(u.partition) == method.body_key(0)]
+    rows = [update.report.num_examples for update in group]
+    for key, tensor in players[0].model(job).parts.weights.items():
+        oracle = np.average([u.parts.weights[key] for u in group], axis=0, weights=rows)
+        np.testing.assert_allclose(tensor, oracle, rtol=1e-5, atol=1e-7)
+    assert state.measured.aggregation_error is None  # the mean of weights is no product
+    assert state.measured.truncation_error is None

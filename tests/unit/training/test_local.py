@@ -14,7 +14,7 @@ from atlas_flwr.models.adapter_io import initial_parts, read_parts, write_parts
 from atlas_flwr.models.backbone import LoadedModel, ModelSpec, load
 from atlas_flwr.training.batches import bucketed
 from atlas_flwr.training.evaluate import evaluate
-from atlas_flwr.training.local import TrainSpec, train
+from atlas_flwr.training.local import Goal, TrainSpec, train
 from atlas_flwr.types import ModelParts
 from fakes import ARCHITECTURES, FakeTable
 
@@ -63,7 +63,7 @@ def test_same_arguments_same_bits_whatever_came_before(adaptation, folder_of):
     spec = ModelSpec(folder_of("roberta"), adaptation=adaptation, dropout=0.2)
     first = trained(spec)
     torch.rand(5)
-    trained(spec, replace(SPEC, learning_rate=0.5), prox_mu=1.0)
+    trained(spec, replace(SPEC, learning_rate=0.5), goal=Goal(prox_mu=1.0))
     other = load(spec, 5, 3)
     train(other, FakeTable(16, 5), np.arange(16), SPEC, np.random.default_rng(1), 1)
     second = trained(spec)
@@ -100,7 +100,7 @@ def test_training_is_a_plain_pytorch_loop(mu, folder_of):
     spec = ModelSpec(folder_of("bert"))
     how = replace(SPEC, epochs=2, weight_decay=0.01, max_grad_norm=0.5)
     loaded = fresh(spec)
-    result = train(loaded, TABLE, ROWS, how, np.random.default_rng(0), 7, prox_mu=mu)
+    result = train(loaded, TABLE, ROWS, how, np.random.default_rng(0), 7, Goal(prox_mu=mu))
     ours = read_parts(loaded)
 
     loaded = fresh(spec)
@@ -138,8 +138,8 @@ def test_proximal_term_of_zero_is_no_term_and_of_much_holds_back(folder_of):
 
     how = replace(SPEC, epochs=3)
     free = trained(spec, how)
-    assert same_bits(free, trained(spec, how, prox_mu=0.0))
-    assert drift(trained(spec, how, prox_mu=10.0)) < 0.5 * drift(free)
+    assert same_bits(free, trained(spec, how, goal=Goal(prox_mu=0.0)))
+    assert drift(trained(spec, how, goal=Goal(prox_mu=10.0))) < 0.5 * drift(free)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 5, 12])
@@ -225,7 +225,7 @@ def test_too_little_memory_changes_the_micro_batch_and_nothing_else(no_dropout, 
     whole = tensors(trained(no_dropout))
     loaded = fresh(no_dropout)
     with OutOfMemoryAbove(loaded, most) as limit:
-        result = train(loaded, TABLE, ROWS, SPEC, np.random.default_rng(0), 7, prox_mu=0.0)
+        result = train(loaded, TABLE, ROWS, SPEC, np.random.default_rng(0), 7)
     assert result.micro_batch == micro
     assert "micro-batches" in result.notes[0]
     assert "\n" not in result.notes[0]

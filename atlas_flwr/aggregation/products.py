@@ -1,0 +1,298 @@
+"""Exact algebra of low-rank products ``P = s B A``, without ever forming a dense matrix.
+
+Factors are canonicalised before anything is added: the scale goes into A, so adapters of different
+rank and scale mix. ``[B_1 … B_m] · [p_1 s_1 A_1; …; p_m s_m A_m] = Σ p_k s_k B_k A_k`` exactly
+(stacking, Wang et al. 2024, FLoRA); two thin QRs and the SVD of a small core give the SVD of that
+product (as in FLoRIST, 2025). Everything is float64 inside. (B, A) and (B G, G⁻¹ A) are the same
+model for each invertible G, and what is computed here is the same for both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import lapack  # type: ignore[import-untyped]
+
+from atlas_flwr.errors import AggregationError
+from atlas_flwr.types import Adapter, Array, LoraFactors
+
+Float = NDArray[np.float64]
+EPS = float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True)
+class Svd:
+    """The thin singular value decomposition ``P = U diag(s) Vᵀ`` of a product.
+
+    Attributes:
+        u: Left singular vectors, shape ``(d_out, k)``, orthonormal columns.
+        s: Singular values, shape ``(k,)``, descending.
+        vt: Right singular vectors, shape ``(k, d_in)``, orthonormal rows.
+    """
+
+    u: Float
+    s: Float
+    vt: Float
+
+    @property
+    def numerical_rank(self) -> int:
+        """The number of singular values above ``max(d_out, d_in) · eps · σ₁``, 0 for P = 0."""
+        tolerance = max(self.u.shape[0], self.vt.shape[1]) * EPS * self.s[0]
+        return int(np.count_nonzero(self.s > tolerance))
+
+
+def stack(terms: Sequence[tuple[float, LoraFactors]]) -> LoraFactors:
+    """Return ``Σ p_k s_k B_k A_k`` as one pair of factors of rank ``Σ r_k`` and scale 1.
+
+    Weights and scales enter A alone: on both factors they would be squared.
+
+    Args:
+        terms: Pairs ``(p_k, factors)``; ranks and scales are free, ``(d_out, d_in)`` is not.
+
+    Raises:
+        AggregationError: There is no term, or the products' shapes differ.
+    """
+    if not terms:
+        raise AggregationError("the sum of no product has no shape")
+    shape = _shape(terms[0][1])
+    for _, factors in terms:
+        if _shape(factors) != shape:
+            raise AggregationError(f"a product's shape {_shape(factors)} differs from {shape}")
+    a = [p * f.scale * f.a.astype(np.float64) for p, f in terms]
+    return LoraFactors(
+        a=np.concatenate(a),
+        b=np.concatenate([f.b.astype(np.float64) for _, f in terms], axis=1),
+        scale=1.0,
+    )
+
+
+def difference(p: LoraFactors, q: LoraFactors) -> LoraFactors:
+    """Return ``P − Q`` by ``stack``: rank ``r_p + r_q``, scale 1, errors as there."""
+    return stack([(1.0, p), (-1.0, q)])
+
+
+def svd(factors: LoraFactors) -> Svd:
+    """Return the thin SVD of the product, ``k = min(R, d_out, d_in)`` triples.
+
+    Signs are fixed (the entry of largest magnitude in each column of U is positive), so equal
+    products give equal bases, up to rotations among repeated singular values.
+
+    Raises:
+        AggregationError: The product holds values that are not finite.
+    """
+    left, right = _Qr(factors.b), _Qr(factors.a.T)
+    u, s, vt = np.linalg.svd(_core(left, right, factors.scale), full_matrices=False)
+    u, vt = left.times(u), right.times(vt.T).T
+    peaks = u[np.abs(u).argmax(axis=0), np.arange(u.shape[1])]
+    signs = np.where(peaks < 0, -1.0, 1.0)
+    return Svd(u * signs, s, vt * signs[:, None])
+
+
+def spectrum(factors: LoraFactors) -> Float:
+    """Return ``svd(factors).s`` alone, which costs less; errors as there."""
+    return np.asarray(np.linalg.svd(_triangles(factors), compute_uv=False))
+
+
+def norm(factors: LoraFactors) -> float:
+    """Return the Frobenius norm ``‖s B A‖_F`` by QR.
+
+    Where the product cancels (a difference of equals) what is left is about 1e-16 of the factors'
+    norms; Gram matrices, which square the condition, would leave 1e-8. Errors as in ``svd``.
+    """
+    return float(np.linalg.norm(_triangles(factors)))
+
+
+def gram_norm(factors: LoraFactors) -> float:
+    """Return ``‖s B A‖_F = |s| √tr(BᵀB · AAᵀ)`` from two r × r matrices.
+
+    Cheaper than ``norm`` and as good for factors that don't cancel; a cancelling product has a
+    floor of about 1e-8 of the factors' norms. HetLoRA's weights (Cho et al. 2024) are these.
+    """
+    a, b = factors.a.astype(np.float64), factors.b.astype(np.float64)
+    squared = float(np.sum((b.T @ b) * (a @ a.T)))
+    return abs(factors.scale) * math.sqrt(max(squared, 0.0))  # rounding may leave −1e-17
+
+
+def compress(factors: LoraFactors, rank: int | None = None) -> tuple[LoraFactors, float]:
+    """Return balanced factors of the product at its numerical rank, or at most at ``rank``.
+
+    ``B = U √Σ`` and ``A = √Σ Vᵀ`` at scale 1: of all pairs with this product the one of least
+    ``‖B‖² + ‖A‖²``. The cut is the best (Eckart–Young). A zero product keeps one direction.
+
+    Args:
+        factors: Any factors.
+        rank: The largest rank to keep, at least 1; None keeps all directions.
+
+    Returns:
+        The factors, and the part of the Frobenius norm cut, ``√(Σ_{i>rank} σ_i²) / √(Σ σ_i²)``.
+        Directions below the numerical rank are rounding: without a ``rank`` the loss is 0.
+
+    Raises:
+        AggregationError: ``rank`` is below 1, or the product holds values that are not finite.
+    """
+    if rank is not None and rank < 1:
+        raise AggregationError(f"a rank is at least 1, got {rank}")
+    full = svd(factors)
+    live = full.numerical_rank
+    kept = live if rank is None else min(rank, live)
+    lost = 0.0
+    if kept < live:
+        lost = float(np.linalg.norm(full.s[kept:live]) / np.linalg.norm(full.s[:live]))
+    kept = max(kept, 1)
+    root = np.sqrt(full.s[:kept])
+    return LoraFactors(root[:, None] * full.vt[:kept], full.u[:, :kept] * root, 1.0), lost
+
+
+class ProductMean:
+    """The mean of effective updates ``Σ p_k s_k B_k A_k``, in memory that clients don't grow.
+
+    Ranks and scales may differ between clients, and so may the modules they own: each module's
+    mean is over its owners, ``p_k`` renormalised among them. Terms are stacked; a stack that
+    exceeds twice its cap, ``min(d_out, d_in, max_rank)``, is compressed to the cap. Up to
+    ``min(d_out, d_in)`` that is exact. A smaller ``max_rank`` cuts the tail, which ``lost`` counts.
+    Adding order fixes the last bits; callers add in partition order.
+
+    Args:
+        max_rank: Bound on what is kept of a module: at most ``2 · max_rank`` directions. None is
+            exact. AggregationError if below 1.
+    """
+
+    def __init__(self, max_rank: int | None = None) -> None:
+        if max_rank is not None and max_rank < 1:
+            raise AggregationError(f"a rank is at least 1, got {max_rank}")
+        self._max_rank = max_rank
+        self._sums: dict[str, _Sum] = {}
+        self._weight = 0.0
+
+    @property
+    def weight(self) -> float:
+        """The sum of the weights added so far, owners of a module or not."""
+        return self._weight
+
+    @property
+    def held_bytes(self) -> int:
+        """The bytes of all factors held."""
+        return sum(t.a.nbytes + t.b.nbytes for s in self._sums.values() for t in s.terms)
+
+    @property
+    def lost(self) -> float:
+        """A bound on ``‖mean − exact mean‖_F / ‖mean‖_F`` over all modules; 0.0 when exact.
+
+        The norms of all tails cut are added up. Relative to the exact mean: ``lost / (1 − lost)``.
+        """
+        cut = math.hypot(*(s.cut / s.weight for s in self._sums.values()))
+        if cut == 0:
+            return 0.0
+        kept = math.hypot(*(norm(factors) for factors in self.result().values()))
+        return cut / kept if kept > 0 else math.inf
+
+    def add(self, adapter: Adapter, weight: float) -> None:
+        """Add one client's effective updates; its arrays are copied.
+
+        Args:
+            adapter: Factors by module; a module that the client lacks is simply absent.
+            weight: The client's example count, positive and finite.
+
+        Raises:
+            AggregationError: The weight is not positive and finite, or a module's factors are
+                absent, not finite, of two ranks, or of another shape than a former client's.
+                Nothing is added then.
+        """
+        if not (weight > 0 and math.isfinite(weight)):
+            raise AggregationError(f"weight must be positive and finite, got {weight}")
+        for module, factors in adapter.items():
+            _check(module, factors)
+            if module in self._sums and self._sums[module].shape != _shape(factors):
+                shapes = f"{_shape(factors)} differs from {self._sums[module].shape}"
+                raise AggregationError(f"{module}: the product's shape {shapes}")
+        for module, factors in adapter.items():
+            own = self._sums.setdefault(module, _Sum(_shape(factors)))
+            own.add(factors, weight, self._max_rank)
+        self._weight += weight
+
+    def result(self) -> dict[str, LoraFactors]:
+        """Return the mean by module: float64, scale 1, of rank up to twice the cap.
+
+        Raises:
+            AggregationError: Nothing was added.
+        """
+        if self._weight == 0:
+            raise AggregationError("the mean of no client is not defined")
+        return {
+            module: stack([(1.0 / own.weight, term) for term in own.terms])
+            for module, own in self._sums.items()
+        }
+
+
+class _Sum:
+    """One module's ``Σ n_k s_k B_k A_k`` in terms of scale 1, and the norms of all tails cut."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape = shape
+        self.terms: list[LoraFactors] = []
+        self.weight = 0.0
+        self.cut = 0.0
+
+    def add(self, factors: LoraFactors, weight: float, max_rank: int | None) -> None:
+        self.terms.append(stack([(weight, factors)]))
+        self.weight += weight
+        cap = min(*self.shape, max_rank or max(self.shape))
+        if sum(term.rank for term in self.terms) > 2 * cap:
+            whole = stack([(1.0, term) for term in self.terms])
+            kept, lost = compress(whole, cap)
+            self.terms = [kept]
+            self.cut += lost * norm(whole) if lost else 0.0
+
+
+def _shape(factors: LoraFactors) -> tuple[int, int]:
+    """Return the product's shape, ``(d_out, d_in)``."""
+    return int(factors.b.shape[0]), int(factors.a.shape[-1])
+
+
+def _check(module: str, factors: LoraFactors) -> None:
+    """Refuse factors that have no product, or none that is finite."""
+    a, b = factors.a, factors.b
+    if a.size == 0 or b.size == 0:
+        raise AggregationError(f"{module}: a factor is absent, A is {a.shape} and B {b.shape}")
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+        raise AggregationError(f"{module}: A {a.shape} and B {b.shape} disagree on the rank")
+    if not (np.issubdtype(a.dtype, np.floating) and np.issubdtype(b.dtype, np.floating)):
+        raise AggregationError(f"{module}: dtypes {a.dtype} and {b.dtype} have no mean")
+    if not (math.isfinite(factors.scale) and np.isfinite(a).all() and np.isfinite(b).all()):
+        raise AggregationError(f"{module}: holds values that are not finite")
+
+
+class _Qr:
+    """A thin QR whose Q stays Householder reflectors: to apply them is cheaper than to form Q."""
+
+    def __init__(self, matrix: Array) -> None:
+        h = np.array(matrix, np.float64, order="F")
+        h, self._tau, *_ = lapack.dgeqrf(h, lwork=64 * h.shape[1], overwrite_a=True)
+        self._reflectors = h[:, : min(h.shape)]
+        self.r: Float = np.triu(h[: min(h.shape)])  # (min(rows, columns), columns)
+
+    def times(self, x: Float) -> Float:
+        """Return ``Q x``."""
+        y: Float = np.zeros((len(self._reflectors), x.shape[1]), order="F")
+        y[: len(x)] = x
+        work = 64 * x.shape[1] + 65 * 64  # LAPACK's block and its triangle; with less it crawls
+        y, *_ = lapack.dormqr("L", "N", self._reflectors, self._tau, y, work, overwrite_c=True)
+        return y
+
+
+def _triangles(factors: LoraFactors) -> Float:
+    """Return the core of a product whose bases are not needed."""
+    return _core(_Qr(factors.b), _Qr(factors.a.T), factors.scale)
+
+
+def _core(left: _Qr, right: _Qr, scale: float) -> Float:
+    """Return ``s R_B R_Aᵀ``, which has the product's singular values."""
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below, by name
+        core: Float = scale * (left.r @ right.r.T)
+    if not np.isfinite(core).all():
+        raise AggregationError("a product holds values that are not finite")
+    return core

@@ -1,0 +1,112 @@
+"""How one round's updates are folded: one client at a time, group by group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from atlas_flwr.aggregation.mean import GroupedMean, RunningMean
+from atlas_flwr.aggregation.products import ProductMean
+from atlas_flwr.types import Adapter, Array, ModelParts
+
+
+class Fold(Protocol):
+    """A merge of model bodies, one client in memory at a time."""
+
+    def add(self, body: ModelParts, weight: float) -> None:
+        """Fold one client's body, with its example count."""
+
+    def result(self) -> ModelParts:
+        """Return the merged body; adapters and cores in float64."""
+
+
+class AdapterFold(Protocol):
+    """A merge of adapters alone, as ``atlas_flwr.aggregation`` has them."""
+
+    def add(self, adapter: Adapter, weight: float) -> None:
+        """Fold one client's adapter."""
+
+    def result(self) -> Adapter:
+        """Return the merged adapter in float64."""
+
+
+class FlatMean:
+    """The mean of every tensor by name; clients must agree on names, shapes and scales."""
+
+    def __init__(self) -> None:
+        self._mean = RunningMean()
+        self._like: ModelParts | None = None
+
+    def add(self, body: ModelParts, weight: float) -> None:
+        """Fold one client's body, with its example count."""
+        self._like = self._like or body
+        self._mean.add(body.body(), weight)
+
+    def result(self) -> ModelParts:
+        """Return the mean; weights in the clients' dtype, for there are many of them."""
+        if self._like is None:
+            return ModelParts()
+        like = self._like
+        own = self._mean.result(None if like.weights else np.float64)
+        return replace(like, head={}, delta={}).with_body(own)
+
+
+class OfAdapters:
+    """A fold of adapters as a fold of bodies."""
+
+    def __init__(self, inner: AdapterFold) -> None:
+        self._inner = inner
+
+    def add(self, body: ModelParts, weight: float) -> None:
+        """Fold one client's adapter, with its example count."""
+        self._inner.add(body.adapter, weight)
+
+    def result(self) -> ModelParts:
+        """Return the merged adapter."""
+        return ModelParts(adapter=self._inner.result())
+
+
+class Tally:
+    """One round's merges: bodies and heads by group, and beside them the exact mean products."""
+
+    def __init__(self, fold: Callable[[str], Fold]) -> None:
+        self._fold = fold
+        self._bodies: dict[str, Fold] = {}
+        self._heads = GroupedMean()
+        self._exact: dict[str, ProductMean] = {}
+
+    def body(self, group: str, body: ModelParts, effective: Adapter, weight: float) -> None:
+        """Fold one client's body, and its effective updates where all factors are known.
+
+        Args:
+            group: Who shares it.
+            body: What the method merges.
+            effective: The client's adapter, both factors of each module; empty if unknown.
+            weight: Its example count.
+        """
+        if not body.shapes():
+            return
+        if group not in self._bodies:
+            self._bodies[group] = self._fold(group)
+        self._bodies[group].add(body, weight)
+        if effective and all(factors.whole for factors in effective.values()):
+            self._exact.setdefault(group, ProductMean()).add(effective, weight)
+
+    def head(self, group: str, head: Mapping[str, Array], weight: float) -> None:
+        """Fold one client's head; none leaves no trace."""
+        self._heads.add(group, head, weight)
+
+    def bodies(self) -> dict[str, ModelParts]:
+        """Return each group's merged body."""
+        return {group: fold.result() for group, fold in self._bodies.items()}
+
+    def heads(self) -> Mapping[str, dict[str, Array]]:
+        """Return each group's mean head."""
+        return self._heads.results()
+
+    def exact(self) -> dict[str, Adapter]:
+        """Return each group's exact mean product ``P* = Σ p_k s_k B_k A_k``, ``p_k ∝ n_k``."""
+        return {group: mean.result() for group, mean in self._exact.items()}

@@ -1,0 +1,83 @@
+"""HetLoRA and RBLA: factors of mixed ranks, padded or averaged over their owners."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from atlas_flwr.aggregation.padded import OwnerMean, PaddedMean, by_examples, by_norm
+from atlas_flwr.types import Job, Scalar, Update
+from strategies.base import Options, State
+from strategies.folds import Fold, OfAdapters
+from strategies.lora_rule import LoraRule
+
+
+class HetLoraOptions(Options):
+    """Options of HetLoRA."""
+
+    weights: Literal["norm", "examples"] = "norm"
+    """``norm``: by ``‖s B A‖_F`` of the client, as published; ``examples``: by its rows."""
+    prune_keep: Annotated[float, Field(gt=0, le=1, strict=True)] = 1.0
+    """γ: share of its ranks a client keeps when it prunes itself; 1 is no pruning."""
+    prune_penalty: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 0.0
+    """λ: weight of the penalty on the ranks that would go."""
+
+
+class HetLora(LoraRule):
+    """Truncate out, zero-pad in, average A and B apart (Cho et al., EMNLP 2024).
+
+    Clients get the first r_k rows of the merged A and columns of B, whatever they hold, for rows
+    are not ordered. Padding dilutes rows that few clients own (``aggregation.padded``).
+    """
+
+    options_type = HetLoraOptions
+    options: HetLoraOptions
+    summary = "truncate out, zero-pad in, weights by update norm; optional self-pruning"
+
+    def fold(self, group: str) -> Fold:
+        """Pad with zeros to the highest rank."""
+        return OfAdapters(PaddedMean(by_norm if self.options.weights == "norm" else by_examples))
+
+    def plan(self, state: State, cohort: Sequence[int]) -> list[Job] | None:
+        """Ask clients to prune themselves where that is switched on."""
+        jobs = super().plan(state, cohort)
+        if jobs is None or self.options.prune_keep == 1.0:
+            return jobs
+        return [replace(job, action="train.prune", shrinks=True) for job in jobs]
+
+    def job_options(self, state: State) -> Mapping[str, Scalar]:
+        """Send γ and λ."""
+        if self.options.prune_keep == 1.0:
+            return {}
+        return {
+            "prune-keep": self.options.prune_keep,
+            "prune-penalty": self.options.prune_penalty,
+        }
+
+    def merge(self, state: State, updates: Iterator[Update]) -> State:
+        """Merge, and remember the ranks that clients gave up."""
+        ranks = dict(state.ranks)
+
+        def noted() -> Iterator[Update]:
+            for update in updates:
+                ranks[update.partition] = update.parts.ranks()
+                yield update
+
+        merged = super().merge(state, noted())
+        return replace(merged, ranks=ranks) if self.options.prune_keep < 1.0 else merged
+
+
+class Rbla(LoraRule):
+    """Row j of A and column j of B are averaged over the clients that own them.
+
+    RBLA (arXiv 2408.08699): no dilution by zeros, and as inexact as any mean of factors.
+    """
+
+    summary = "each row of A and column of B averaged over its owners"
+
+    def fold(self, group: str) -> Fold:
+        """Average over owners."""
+        return OfAdapters(OwnerMean())

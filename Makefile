@@ -3,7 +3,7 @@
 #   make demo         a federated fine-tune of a real encoder on real text, in about two minutes
 #   make test         the tests (no GPU, no hub); make test-slow holds the rest
 #   make check        format, lint, types
-#   make bench        three ratios against plain loops and the usual ways of writing a client
+#   make bench        ratios against plain loops, dense algebra and the usual ways of writing a client
 #
 # PYTHON=python3.12 picks the interpreter; CONSTRAINTS= (empty) lets pip choose all versions.
 

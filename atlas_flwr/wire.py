@@ -38,7 +38,7 @@ def _pack_parts(content: RecordDict, parts: ModelParts, sparse: bool) -> None:
             facts["columns"] = {name: tensor.shape[1] for name, tensor in tensors.items()}
             named = squeeze(tensors)
         content[kind] = ArrayRecord(
-            {name: Array(np.ascontiguousarray(tensor)) for name, tensor in named.items()}
+            {name: Array(np.asarray(tensor, order="C")) for name, tensor in named.items()}
         )
     if parts.adapter:
         facts["scales"] = {module: float(f.scale) for module, f in parts.adapter.items()}

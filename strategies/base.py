@@ -148,15 +148,19 @@ class Method:
         tally, kept = Tally(self.fold), dict(state.kept)
         for update in updates:
             partition, weight = update.partition, update.report.num_examples
-            body = self.received(state, update)
-            effective = self.effective(state, update.partition, body)
-            tally.body(self.body_key(partition), body, effective, weight)
+            body, group = self.received(state, update), self.body_key(partition)
+            if body.shapes():  # the fold refuses what has no mean, before anything is computed
+                tally.body(group, body, weight)
+                tally.products(group, self.effective(state, partition, body), weight)
             tally.head(self.head_key(partition), update.parts.head, weight)
             if self.private():
                 kept[partition] = state.round
         merged = replace(state, phase=state.phase + 1, kept=kept)
         new = self.step(merged, tally.bodies(), tally.heads())
-        return replace(new, measured=self.measure(new, tally.exact()))
+        measured = self.measure(new, tally.exact())
+        if lost := tally.lost():
+            measured = replace(measured, compression_error={"stack": lost})
+        return replace(new, measured=measured)
 
     def model_for(self, state: State, partition: int) -> Served:
         """Return the client's model: its body group's tensors under its head group's."""

@@ -14,7 +14,7 @@ from atlas_flwr.aggregation.square import CoreMean, between, seeded_up
 from atlas_flwr.seeding import rng_for
 from atlas_flwr.types import FACTORS, Adapter, Job, LoraFactors, ModelParts, Part, Tensors, Update
 from strategies.base import Method, Options, Served, State
-from strategies.folds import Fold
+from strategies.folds import Fold, product_mean
 
 
 class FedSbOptions(Options):
@@ -49,7 +49,7 @@ class FedSb(Method):
     become B⁰ and A⁰, which are sent once. R starts at 0, so that the first model is W₀. The paper
     starts R at the first optimizer step's size and takes that step's sign matrix for the gradient
     [unverified: its text could not be read]. Mixed ranks, which it does not have, train the
-    leading block of R.
+    leading block of R; what lies beyond a round's cohort stays, and counts as error in that round.
     """
 
     options_type = FedSbOptions
@@ -91,7 +91,7 @@ class FedSb(Method):
         """Return the state with the frozen factors of the clients' mean gradient."""
         means: dict[str, ProductMean] = {}
         for update in updates:
-            mean = means.setdefault(self.body_key(update.partition), ProductMean())
+            mean = means.setdefault(self.body_key(update.partition), product_mean())
             mean.add(update.parts.adapter, update.report.num_examples)
         bodies = {}
         for group, mean in means.items():

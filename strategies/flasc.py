@@ -67,6 +67,7 @@ class Flasc(EqualRankRule):
         merged = super().merge(state, noted())
         rows = sum(n for _, n in up)
         compression = {
+            **(merged.measured.compression_error or {}),
             "up": sum(error * n for error, n in up) / rows if rows else None,
             "down": self._lost(merged),
         }

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from atlas_flwr.aggregation.bands import BandMean
-from atlas_flwr.aggregation.products import ProductMean
 from atlas_flwr.aggregation.write_back import balanced, unbalanced
 from atlas_flwr.types import LoraFactors
 from strategies.base import Options
-from strategies.folds import Fold, OfAdapters
+from strategies.folds import Fold, OfAdapters, product_mean
 from strategies.lora_rule import ProductRule, svd_of
 
 
@@ -35,7 +34,7 @@ class FlexLora(ProductRule):
 
     def fold(self, group: str) -> Fold:
         """Average the products."""
-        return OfAdapters(ProductMean())
+        return OfAdapters(product_mean())
 
     def cut(self, merged: LoraFactors, own: LoraFactors) -> LoraFactors:
         """Return the best approximation of the receiver's rank."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from atlas_flwr.aggregation.products import ProductMean, compress, difference
+from atlas_flwr.aggregation.products import compress, difference
 from atlas_flwr.types import FACTORS, Adapter, ModelParts, Part, Tensors
 from strategies.base import Method, Served, State
-from strategies.folds import FlatMean, Fold, OfAdapters
+from strategies.folds import FlatMean, Fold, OfAdapters, product_mean
 from strategies.lora_rule import MergingRule, both
 
 
@@ -27,7 +27,7 @@ class Flora(MergingRule):
 
     def fold(self, group: str) -> Fold:
         """Stack."""
-        return OfAdapters(ProductMean())
+        return OfAdapters(product_mean())
 
     def step(
         self, state: State, bodies: Mapping[str, ModelParts], heads: Mapping[str, Tensors]
@@ -54,7 +54,7 @@ class _WithResidual:
     """The mean of factors as the adapter, and what the mean product has beyond it as the delta."""
 
     def __init__(self) -> None:
-        self._mean, self._exact = FlatMean(), ProductMean()
+        self._mean, self._exact = FlatMean(), product_mean()
 
     def add(self, body: ModelParts, weight: float) -> None:
         """Fold one client's adapter, with its example count."""

@@ -10,7 +10,17 @@ import numpy as np
 
 from atlas_flwr.aggregation.mean import GroupedMean, RunningMean
 from atlas_flwr.aggregation.products import ProductMean
+from atlas_flwr.errors import AggregationError
 from atlas_flwr.types import Adapter, Array, ModelParts
+
+# A stack of factors is cut to this many directions when it holds twice as many: 16 kB × (d_out +
+# d_in) a module at most, whatever the clients. Up to min(d_out, d_in) the cut loses nothing.
+MAX_RANK = 1024
+
+
+def product_mean() -> ProductMean:
+    """Return a new exact mean of products whose memory does not grow with the clients."""
+    return ProductMean(MAX_RANK)
 
 
 class Fold(Protocol):
@@ -43,6 +53,7 @@ class FlatMean:
     def add(self, body: ModelParts, weight: float) -> None:
         """Fold one client's body, with its example count."""
         self._like = self._like or body
+        _check_scales(self._like, body)
         self._mean.add(body.body(), weight)
 
     def result(self) -> ModelParts:
@@ -52,6 +63,17 @@ class FlatMean:
         like = self._like
         own = self._mean.result(None if like.weights else np.float64)
         return replace(like, head={}, delta={}).with_body(own)
+
+
+def _check_scales(like: ModelParts, body: ModelParts) -> None:
+    """Refuse factors of another scale: the mean of raw factors would mix different units."""
+    for module, factors in body.adapter.items():
+        known = like.adapter.get(module, factors).scale
+        if factors.scale != known:
+            raise AggregationError(
+                f"{module}: scale {factors.scale} differs from {known}; "
+                "factors are averaged at one scale"
+            )
 
 
 class OfAdapters:
@@ -78,22 +100,16 @@ class Tally:
         self._heads = GroupedMean()
         self._exact: dict[str, ProductMean] = {}
 
-    def body(self, group: str, body: ModelParts, effective: Adapter, weight: float) -> None:
-        """Fold one client's body, and its effective updates where all factors are known.
-
-        Args:
-            group: Who shares it.
-            body: What the method merges.
-            effective: The client's adapter, both factors of each module; empty if unknown.
-            weight: Its example count.
-        """
-        if not body.shapes():
-            return
+    def body(self, group: str, body: ModelParts, weight: float) -> None:
+        """Fold what the method merges of one client, with its example count."""
         if group not in self._bodies:
             self._bodies[group] = self._fold(group)
         self._bodies[group].add(body, weight)
+
+    def products(self, group: str, effective: Adapter, weight: float) -> None:
+        """Fold one client's effective updates; unless all factors are known it leaves no trace."""
         if effective and all(factors.whole for factors in effective.values()):
-            self._exact.setdefault(group, ProductMean()).add(effective, weight)
+            self._exact.setdefault(group, product_mean()).add(effective, weight)
 
     def head(self, group: str, head: Mapping[str, Array], weight: float) -> None:
         """Fold one client's head; none leaves no trace."""
@@ -110,3 +126,7 @@ class Tally:
     def exact(self) -> dict[str, Adapter]:
         """Return each group's exact mean product ``P* = Σ p_k s_k B_k A_k``, ``p_k ∝ n_k``."""
         return {group: mean.result() for group, mean in self._exact.items()}
+
+    def lost(self) -> float:
+        """Return the largest share of a group's norm that was cut to bound the memory."""
+        return max((mean.lost for mean in self._exact.values()), default=0.0)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from atlas_flwr.aggregation.padded import OwnerMean, PaddedMean, by_examples, by_norm
 from atlas_flwr.types import Job, Scalar, Update
-from strategies.base import Options, State
+from strategies.base import Options, Served, State
 from strategies.folds import Fold, OfAdapters
 from strategies.lora_rule import LoraRule
 
@@ -46,7 +46,23 @@ class HetLora(LoraRule):
         jobs = super().plan(state, cohort)
         if jobs is None or self.options.prune_keep == 1.0:
             return jobs
-        return [replace(job, action="train.prune", shrinks=True) for job in jobs]
+        return [self._pruning(job) for job in jobs]
+
+    def _pruning(self, job: Job) -> Job:
+        """Return the job as one that may give up ranks; those given up are not expected back."""
+        expects = {**job.expects, **job.parts.without("head").shapes()}
+        return replace(job, action="train.prune", expects=expects, shrinks=True)
+
+    def model_for(self, state: State, partition: int) -> Served:
+        """Name the model of who gave up ranks apart from those of its base rank."""
+        served = super().model_for(state, partition)
+        own = self.setting.initial_for(partition).ranks()
+        left = state.ranks.get(partition, own)
+        if left == own or self.private():
+            return served
+        widths = set(left.values())
+        key = f"{served.key}-pruned-{min(widths)}" if len(widths) == 1 else f"client-{partition}"
+        return replace(served, key=key)
 
     def job_options(self, state: State) -> Mapping[str, Scalar]:
         """Send γ and λ."""

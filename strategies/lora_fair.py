@@ -8,10 +8,9 @@ from typing import Annotated
 from pydantic import Field
 
 from atlas_flwr.aggregation.fair import fair
-from atlas_flwr.aggregation.products import ProductMean
 from atlas_flwr.types import ModelParts
 from strategies.base import Options
-from strategies.folds import FlatMean, Fold
+from strategies.folds import FlatMean, Fold, product_mean
 from strategies.lora_rule import EqualRankRule
 
 
@@ -26,7 +25,7 @@ class _Corrected:
     """The mean of factors, its B corrected by the mean of products."""
 
     def __init__(self, ridge: float) -> None:
-        self._mean, self._exact, self._ridge = FlatMean(), ProductMean(), ridge
+        self._mean, self._exact, self._ridge = FlatMean(), product_mean(), ridge
 
     def add(self, body: ModelParts, weight: float) -> None:
         """Fold one client's adapter, with its example count."""

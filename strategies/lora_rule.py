@@ -140,7 +140,8 @@ class MergingRule(EqualRankRule):
         if not changes:
             return state
         deltas = {g: accumulate(state.deltas.get(g, {}), c) for g, c in changes.items()}
-        oldest = min(state.delivered.get(p, 0) for p in range(self.setting.clients))
+        # Who carries nothing is sent the whole delta: only those who carry some need the steps.
+        oldest = min((held for held in state.delivered.values() if held), default=state.version)
         still = {r: c for r, c in state.changes.items() if r > oldest}
         return replace(
             state,
@@ -152,17 +153,18 @@ class MergingRule(EqualRankRule):
     def missing(self, state: State, partition: int) -> tuple[Adapter, tuple[int, int]]:
         """Return the changes a client lacks as one, and the versions before and after them.
 
-        All of the delta is sent where that is no more than what the client lacks.
+        Only who carries nothing is sent the whole delta. To anybody else that would be a new
+        beginning: the client forgets the version it carried, and if its answer is lost the server
+        goes on from a version that is nowhere.
         """
         group, held = self.body_key(partition), state.delivered.get(partition, 0)
         if held == state.version:
             return {}, (held, held)
+        if not held:
+            return state.deltas.get(group, {}), (0, state.version)
         lacking: Adapter = {}
         for round_ in sorted(r for r in state.changes if r > held):
             lacking = accumulate(lacking, state.changes[round_].get(group, {}))
-        whole = state.deltas.get(group, {})
-        if _rank(whole) <= _rank(lacking):
-            return whole, (0, state.version)
         return lacking, (held, state.version)
 
     def model_for(self, state: State, partition: int) -> Served:
@@ -186,10 +188,6 @@ class MergingRule(EqualRankRule):
 def both(left: Adapter, right: Adapter) -> Adapter:
     """Return two adapters of the same modules as one, their products added."""
     return {module: stack([(1.0, left[module]), (1.0, right[module])]) for module in left}
-
-
-def _rank(adapter: Adapter) -> int:
-    return sum(factors.rank for factors in adapter.values())
 
 
 def _single(adapter: Adapter) -> Adapter:

@@ -29,7 +29,8 @@ class Ffa(LoraRule):
 
     FFA-LoRA (Sun et al., ICLR 2024): ``Σ p_k s B_k A⁰ = s B̄ A⁰``, exact, at half the bytes. Mixed
     ranks, which the paper does not have, use the first r_k rows of one A⁰. A receiver of lower
-    rank loses B̄'s further columns, which is not the best cut of its rank.
+    rank loses B̄'s further columns, which is not the best cut of its rank. Columns beyond the
+    ranks of a round's cohort stay as they were, and count as error in that round.
     """
 
     options_type = FfaOptions

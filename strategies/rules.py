@@ -73,14 +73,17 @@ def check_schema(job: Job, update: Update) -> None:
     if odd := sorted(job.expects.keys() ^ got.keys()) or sorted(update.parts.delta):
         raise WireError(f"{odd[0]}: asked for and returned tensors differ")
     for name, shape in job.expects.items():
-        if got[name].shape != shape and not (job.shrinks and _smaller(got[name].shape, shape)):
+        if got[name].shape != shape and not (job.shrinks and _cut(name, got[name].shape, shape)):
             raise WireError(f"{name}: shape {got[name].shape}, expected {shape}")
         if not np.isfinite(got[name]).all():
             raise WireError(f"{name}: holds values that are not finite")
 
 
-def _smaller(got: tuple[int, ...], asked: tuple[int, ...]) -> bool:
-    """Tell whether a shape is within the one asked for: ranks may have been given up."""
-    return len(got) == len(asked) and all(
-        0 < n <= limit for n, limit in zip(got, asked, strict=True)
-    )
+def _cut(name: str, got: tuple[int, ...], asked: tuple[int, ...]) -> bool:
+    """Tell whether a tensor is the factor asked for but for ranks that were given up."""
+    match name.rpartition(".")[2], got, asked:
+        case "lora_A", (rank, d_in), (limit, wanted):
+            return d_in == wanted and 0 < rank <= limit
+        case "lora_B", (d_out, rank), (wanted, limit):
+            return d_out == wanted and 0 < rank <= limit
+    return False

@@ -104,12 +104,11 @@ class Player:
         return self.partition if self.voice is None else self.voice
 
     def _gradient(self, module: str, rank: int, like: LoraFactors) -> LoraFactors:
-        """The best approximation of the client's own gradient of a module."""
+        """Directions of the client's own, no more than the module has."""
         rng = rng_for(0, f"gradient/{module}", 0, self._who())
-        dense = rng.standard_normal((len(like.b), like.a.shape[1]))
-        u, s, vt = np.linalg.svd(dense, full_matrices=False)
-        root = np.sqrt(s[:rank])
-        a, b = root[:, None] * vt[:rank], u[:, :rank] * root
+        d_out, d_in = len(like.b), like.a.shape[1]
+        kept = min(rank, d_out, d_in)
+        a, b = rng.standard_normal((kept, d_in)), rng.standard_normal((d_out, kept))
         return LoraFactors(a.astype(np.float32), b.astype(np.float32), 1.0)
 
     def _initial(self, draw: int) -> ModelParts:

@@ -10,6 +10,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -35,8 +36,9 @@ class Vault:
                 be lost on its way.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
+        # safetensors writes the buffer as it lies: other layouts would come back scrambled.
         tensors = {
-            f"{kind}/{name}": tensor
+            f"{kind}/{name}": np.asarray(tensor, order="C")
             for kind, named in flatten(parts).items()
             for name, tensor in named.items()
         }

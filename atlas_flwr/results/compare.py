@@ -25,15 +25,25 @@ from atlas_flwr.results.figures import Chart, chart, colour
 from atlas_flwr.results.plots import DASHES, MARKERS, STYLE, layout, save, shown_label
 from atlas_flwr.results.provenance import without_home
 from atlas_flwr.results.report import Table, render
-from atlas_flwr.results.series import PALETTE, curve, show, show_bytes, show_seconds, tasks_of
+from atlas_flwr.results.series import (
+    PALETTE,
+    curve,
+    show,
+    show_bytes,
+    show_error,
+    show_seconds,
+    tasks_of,
+)
 from atlas_flwr.results.store import RunResult, atomic_write
 from atlas_flwr.results.svg import Series
 
 # Where a run lies and what it is called is no difference between experiments.
 _NOT_COMPARED = ("run.name", "run.out")
+_ERROR = "Error: the aggregation error of the last round."
 COLUMNS = (
     *("run", "strategy", "model", "tasks", "seed", "status", "rounds", "accuracy"),
-    *("worst_client_accuracy", "loss", "bytes", "seconds", "peak_memory_mb"),
+    *("worst_client_accuracy", "loss", "aggregation_error", "bytes", "seconds"),
+    "peak_memory_mb",
 )
 
 
@@ -117,10 +127,11 @@ def write_comparison(runs: Sequence[RunResult], out: Path) -> Comparison:
 
 def comparison_table(found: Comparison) -> rich.table.Table:
     """Return the comparison for the terminal, a section per task set."""
-    table = rich.table.Table(caption=found.text, caption_justify="left")
-    table.add_column("run", overflow="fold", min_width=16)
-    table.add_column("strategy", overflow="fold", min_width=10)
-    for name in ("accuracy", "worst", "moved", "time"):
+    caption = f"{found.text} {_ERROR}"
+    table = rich.table.Table(caption=caption, caption_justify="left")
+    table.add_column("run", overflow="fold", min_width=10)
+    table.add_column("strategy", overflow="fold", min_width=9)
+    for name in ("accuracy", "worst", "error", "moved", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     for panel in found.panels:
         table.add_section()
@@ -128,14 +139,15 @@ def comparison_table(found: Comparison) -> rich.table.Table:
             table.add_row(Text(f"tasks: {panel.title}", style="bold"))
         for label, run in panel.runs.items():
             row = _row(label, run)
-            accuracy, worst, _, *cost = _numbers(row)
-            table.add_row(Text(label), Text(str(row["strategy"])), accuracy, worst, *cost)
+            accuracy, worst, _, *rest = _numbers(row)
+            table.add_row(Text(label), Text(str(row["strategy"])), accuracy, worst, *rest)
     return table
 
 
 def _numbers(row: Mapping[str, Any]) -> list[str]:
     return [
         *(show(row[key], 4) for key in ("accuracy", "worst_client_accuracy", "loss")),
+        show_error(row["aggregation_error"]),
         show_bytes(row["bytes"]),
         show_seconds(row["seconds"]),
     ]
@@ -143,12 +155,12 @@ def _numbers(row: Mapping[str, Any]) -> list[str]:
 
 def _row(label: str, run: RunResult) -> dict[str, Any]:
     s = run.summary
-    final = s["final"]
+    final, last = s["final"], run.rounds[-1] if run.rounds else {}
     values = (
         *(label, s["strategy"], without_home(str(s["model"])), "+".join(sorted(tasks_of(run)))),
         *(s["seed"], s["status"], s["rounds_completed"], final["accuracy"]),
-        *(final["worst_client_accuracy"], final["loss"], s["bytes"]["up"] + s["bytes"]["down"]),
-        *(s["seconds"], s["peak_memory_mb"]),
+        *(final["worst_client_accuracy"], final["loss"], last.get("aggregation_error")),
+        *(s["bytes"]["up"] + s["bytes"]["down"], s["seconds"], s["peak_memory_mb"]),
     )
     return dict(zip(COLUMNS, values, strict=True))
 
@@ -200,13 +212,16 @@ def _html(found: Comparison) -> str:
             [label, run.summary["strategy"], run.summary["status"], *_numbers(_row(label, run))]
             for label, run in panel.runs.items()
         ]
-        columns = ("run", "strategy", "status", "accuracy", "worst client", "loss", "moved", "time")
+        columns = (
+            *("run", "strategy", "status", "accuracy", "worst client", "loss", "error"),
+            *("moved", "time"),
+        )
         differences = [[key, *values] for key, values in panel.differences.items()]
         head = ("key", *panel.runs)
         panels.append(
             {
                 "title": panel.title,
-                "text": "Final accuracy: mean over tasks on their full validation sets.",
+                "text": f"Final accuracy: mean over tasks on their full validation sets. {_ERROR}",
                 "figures": _charts(panel),
                 "table": Table(columns, rows, frozenset({"strategy", "status"})),
                 "differences": Table(head, differences, frozenset(head), frozenset(head[1:])),

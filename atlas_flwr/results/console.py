@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from atlas_flwr.results.events import check_event
-from atlas_flwr.results.series import show, show_bytes, show_seconds
+from atlas_flwr.results.series import last_merge, show, show_bytes, show_error, show_seconds
 
 BARS = "▁▂▃▄▅▆▇█"
 PHASE_WORDS = {
@@ -187,4 +187,19 @@ def results_table(summary: Mapping[str, Any]) -> RenderableType:
     lines.append(f"{show_bytes(moved['up'])} up, {show_bytes(moved['down'])} down")
     if summary["peak_memory_mb"] is not None:
         lines.append(f"{summary['peak_memory_mb']:,.0f} MB at peak")
-    return Group(table, Text("  ·  ".join(lines)))
+    merge = _merge_line(summary["round_results"])
+    return Group(table, Text("  ·  ".join(lines)), *([Text(merge)] if merge else []))
+
+
+def _merge_line(rounds: Sequence[Mapping[str, Any]]) -> str:
+    """Return the last round's measures of its merge in one line; empty if there is none."""
+    found = {name: value for name, value in last_merge(rounds).items() if value is not None}
+    truncation = [value for name, value in found.items() if name.startswith("truncation")]
+    parts = []
+    if (error := found.get("aggregation error")) is not None:
+        parts.append(f"error {show_error(error)}")
+    if truncation:
+        parts.append(f"truncation up to {show_error(max(truncation))}")
+    if (rank := found.get("effective rank")) is not None:
+        parts.append(f"effective rank {rank:.1f}")
+    return "last merge: " + "  ·  ".join(parts) if parts else ""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from atlas_flwr.results.series import (
     PALETTE,
+    MergeFigure,
     client_accuracies,
     cumulative_mb,
     curve,
     kinds_moved,
+    merge_figures,
     peak_memory,
     tasks_of,
     thinned,
@@ -40,8 +42,13 @@ class Chart:
 
 
 def run_figures(run: RunResult) -> list[Chart]:
-    """Return the charts of one run: accuracy, loss, clients, bytes, memory, time."""
-    return [_accuracy(run), _loss(run), _clients(run), _bytes(run), _memory(run), _time(run)]
+    """Return the charts of one run: accuracy, loss, merges, clients, bytes, memory, time.
+
+    Where a strategy merges nothing that can be measured, there are no charts of merges.
+    """
+    merges = [_merge(figure) for figure in merge_figures(run.rounds)]
+    rest = [_clients(run), _bytes(run), _memory(run), _time(run)]
+    return [_accuracy(run), _loss(run), *merges, *rest]
 
 
 def chart(title: str, caption: str, series: Sequence[Series], zero: bool = False) -> Chart:
@@ -56,7 +63,7 @@ def colour(index: int) -> str:
     return f"s{index % len(PALETTE)}"
 
 
-def _legend(series: Sequence[Series], kind: str = "line") -> list[LegendItem]:
+def _legend(series: Iterable[Series], kind: str = "line") -> list[LegendItem]:
     return [LegendItem(s.name, Markup(legend_mark(s, kind))) for s in series]
 
 
@@ -103,6 +110,12 @@ def _clients(run: RunResult) -> Chart:
     svg = strip_chart("Accuracy of each client", groups, end if has_end else None)
     caption = "Each client's accuracy on its own rows; at the end on its task's full set."
     return Chart(title, caption, Markup(svg), _legend(groups, "dot"))
+
+
+def _merge(figure: MergeFigure) -> Chart:
+    lines = {s.name: s for s in figure.series}.values() if figure.named else ()
+    svg = line_chart(figure.title, figure.series, zero=True)
+    return Chart(figure.title, figure.caption, Markup(svg), _legend(lines))
 
 
 def _bytes(run: RunResult) -> Chart:

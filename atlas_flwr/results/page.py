@@ -61,6 +61,7 @@ font-size:14px}
 .legend svg{width:26px;height:12px;flex:none}
 .scroll{overflow-x:auto;margin-top:14px;background:var(--card);border:1px solid var(--rule);
 border-radius:12px}
+.scroll.compact{width:fit-content;max-width:100%}
 table{border-collapse:collapse;width:100%;font-size:14.5px;font-variant-numeric:tabular-nums}
 th,td{padding:8px 14px;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
 th{font-weight:600;color:var(--quiet);font-size:13px}
@@ -101,7 +102,8 @@ MACROS = """
 {{ figure.svg }}</figure>
 {%- endmacro -%}
 {%- macro table(t) -%}
-<div class="scroll"><table><thead><tr>{% for name in t.columns -%}
+<div class="scroll{% if t.compact %} compact{% endif %}"><table><thead><tr>
+{%- for name in t.columns -%}
 <th{% if name in t.text %} class="text"{% endif %} scope="col">{{ name }}</th>
 {%- endfor %}</tr></thead><tbody>
 {%- for row in t.rows %}<tr{% if loop.last and t.total %} class="total"{% endif %}>
@@ -130,6 +132,9 @@ REPORT = (
 validation set (mean over the task's clients); last, on the clients' own slices of it. A dash: there
 is no such number.</p>
 {{ table(tasks) }}</section>
+{% if merge.rows %}<section><h2>Merge, last round</h2><p class="quiet">Errors are relative: 0 is
+exact, 1 a distance as large as the update itself. A dash: there is no such number.</p>
+{{ table(merge) }}</section>{% endif %}
 <section><h2>Clients</h2>
 <details{% if clients.rows | length <= 24 %} open="open"{% endif %}>
 <summary>{{ clients.rows | length }} clients</summary>{{ table(clients) }}</details></section>

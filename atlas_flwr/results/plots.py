@@ -1,9 +1,11 @@
-"""The run's pictures as PNG files: accuracy, loss, clients, bytes and memory by round."""
+"""The run's pictures as PNG files: accuracy, loss, merges, clients, bytes, memory by round."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -15,11 +17,12 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from atlas_flwr.results.series import (
     PALETTE,
-    Curve,
+    MergeFigure,
     client_accuracies,
     cumulative_mb,
     curve,
     kinds_moved,
+    merge_figures,
     peak_memory,
     tasks_of,
     thinned,
@@ -56,7 +59,8 @@ STYLE: dict[Any, Any] = {
 def write_plots(run: RunResult, folder: Path) -> list[Path]:
     """Draw all pictures of a run into a folder and return their paths.
 
-    Works for one round, one client and missing values; a picture without a value says so.
+    Works for one round, one client and missing values; a picture without a value says so, and
+    those of merges are left out where there is none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pictures: dict[str, Callable[[Axes, RunResult], None]] = {
@@ -66,6 +70,8 @@ def write_plots(run: RunResult, folder: Path) -> list[Path]:
         "bytes": draw_bytes,
         "memory": draw_memory,
     }
+    for figure in merge_figures(run.rounds):
+        pictures[figure.name] = partial(draw_merge, figure)
     return [picture(folder / f"{name}.png", draw, run) for name, draw in pictures.items()]
 
 
@@ -184,6 +190,22 @@ def draw_memory(axes: Axes, run: RunResult) -> None:
     _finish(axes, "Peak memory of a client, by phase")
 
 
+def draw_merge(figure: MergeFigure, axes: Axes, run: RunResult) -> None:
+    """Errors of the merges by round: what the page's chart of that title shows."""
+    colours = {"ink": INK, "quiet": QUIET} | {f"s{i}": c for i, c in enumerate(PALETTE)}
+    axes.axhline(0, color=QUIET, lw=1)
+    named = set()
+    for s in figure.series:
+        label = s.name if figure.named and s.name not in named else ""
+        named.add(s.name)
+        marker, dash = MARKERS[s.shape % len(MARKERS)], DASHES[s.dash % len(DASHES)]
+        width = 2.8 if s.colour == "ink" else 2.0
+        _line(axes, s.points, label, colours[s.colour], marker, dash, width=width)
+    axes.set_ylabel(figure.unit)
+    _finish(axes, f"{figure.title} by round")
+    axes.figure.supxlabel(fill(figure.caption, 92), fontsize=9.5, color=QUIET)
+
+
 def _lines(axes: Axes, run: RunResult, key: str) -> None:
     tasks = tasks_of(run)
     for index, task in enumerate(tasks if len(tasks) > 1 else ()):
@@ -200,7 +222,7 @@ def _lines(axes: Axes, run: RunResult, key: str) -> None:
 
 def _line(
     axes: Axes,
-    points: Curve,
+    points: Sequence[tuple[float, float]],
     label: str,
     color: str,
     marker: str,

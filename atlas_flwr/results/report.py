@@ -16,7 +16,14 @@ from atlas_flwr.results.figures import run_figures
 from atlas_flwr.results.plots import write_plots
 from atlas_flwr.results.provenance import without_home
 from atlas_flwr.results.record import KINDS
-from atlas_flwr.results.series import show, show_bytes, show_seconds, tasks_of
+from atlas_flwr.results.series import (
+    last_merge,
+    show,
+    show_bytes,
+    show_error,
+    show_seconds,
+    tasks_of,
+)
 from atlas_flwr.results.store import RunResult, atomic_write, read_run
 
 
@@ -29,6 +36,7 @@ class Table:
         rows: Cells as text, one per column.
         text: Names of the columns that hold words, ``long`` of those that may wrap.
         total: The last row is a sum or mean of the others.
+        compact: Only as wide as its words.
     """
 
     columns: Sequence[str]
@@ -36,6 +44,7 @@ class Table:
     text: frozenset[str] = field(default=frozenset())
     long: frozenset[str] = field(default=frozenset())
     total: bool = False
+    compact: bool = False
 
 
 def publish(path: Path) -> RunResult:
@@ -77,6 +86,7 @@ def _content(run: RunResult) -> dict[str, Any]:
         "facts": _facts(run),
         "figures": run_figures(run),
         "tasks": task_table(run.summary["final"]),
+        "merge": merge_table(run.rounds),
         "clients": _client_table(run),
         "failures": _failures(run.clients),
         "kinds": _kind_table(run),
@@ -137,6 +147,15 @@ def task_table(final: Mapping[str, Any]) -> Table:
         rows.append(["mean over tasks", *overall, show(own["accuracy"])])
     columns = ("task", "accuracy", "F1", "macro-F1", "MCC", "loss", "own rows")
     return Table(columns, rows, total=len(rows) > 1)
+
+
+def merge_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the last round's measures of its merge; without rows if no round has any."""
+    rows = [
+        [name, show(value) if name == "effective rank" else show_error(value)]
+        for name, value in last_merge(rounds).items()
+    ]
+    return Table(("measure", "last round"), rows, compact=True)
 
 
 def _client_table(run: RunResult) -> Table:

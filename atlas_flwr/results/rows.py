@@ -83,7 +83,8 @@ class Measured:
             ``P* = Σ p_k s_k B_k A_k`` and p_k ∝ rows, whatever weights the rule uses.
         truncation_error: The same distance from what was applied to what a receiver of each rank
             holds, before rounding, by rank; 0 where receivers hold all of it.
-        compression_error: Share of a norm that sparsity left behind, ``{"up", "down"}``.
+        compression_error: Share of a norm that sparsity left behind, ``{"up", "down"}``, or that
+            was cut from the exact mean to bound the server's memory, ``{"stack"}``.
         effective_rank: ``exp(entropy of σ²)`` of what was applied, averaged over modules.
     """
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from atlas_flwr.results.series import show
+from atlas_flwr.results.series import show, show_error
 from atlas_flwr.results.store import RunResult
 
 MB = 1e6
@@ -115,7 +115,7 @@ def suite_table(rows: Sequence[Row]) -> Table:
                     show(_mean(row[key] / MB for row in runs), 2)
                     for key in ("bytes_up", "bytes_down")
                 ),
-                _small(_mean(row["aggregation_error"] for row in runs)),
+                show_error(_mean(row["aggregation_error"] for row in runs)),
             )
             table.add_row(Text(label), *cells)
     return table
@@ -136,11 +136,6 @@ def _mean(values: Iterable[float | None]) -> float | None:
     """Return the plain mean of the values there are; of nothing, ``None``."""
     there = [value for value in values if value is not None]
     return statistics.fmean(there) if there else None
-
-
-def _small(value: float | None) -> str:
-    """Return a number whose size may be anything, in three digits."""
-    return "–" if value is None else f"{value:.3g}"
 
 
 def _ranks(config: Mapping[str, Any]) -> str:

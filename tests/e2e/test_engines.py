@@ -20,15 +20,16 @@ from atlas_flwr.apps.cli import main
 from atlas_flwr.engine.launch_area import AppRefs, environment_for, free_port, private_area
 from fakes import write_experiment
 from runs import Run
+from strategies.registry import STRATEGIES
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
 MODEL_KINDS = ("adapter", "head", "weights")
 
 
-def assert_same(found: Run, expected: Run) -> None:
+def assert_same(found: Run, expected: Run, models: int = 4) -> None:
     """Check that two runs differ in clocks, memory and the name of the engine alone."""
-    assert len(expected.tensors()) == 4
+    assert len(expected.tensors()) == models
     assert found.tensors() == expected.tensors()
     assert found.measured() == expected.measured()
     for mine, theirs in zip(found.rounds, expected.rounds, strict=True):
@@ -44,9 +45,11 @@ def assert_same(found: Run, expected: Run) -> None:
     ours, others = (r.clients.sort_values(keys).reset_index(drop=True) for r in (found, expected))
     clocks = ["seconds", "bytes_up", "bytes_down", "peak_memory_mb"]
     assert ours.drop(columns=clocks).equals(others.drop(columns=clocks))
-    for vault in (expected.folder / "vault").rglob("*.safetensors"):
-        twin = found.folder / "vault" / vault.relative_to(expected.folder / "vault")
-        assert twin.read_bytes() == vault.read_bytes()
+    kept = [run.folder / "vault" for run in (found, expected)]
+    held = [{path.relative_to(root) for path in root.rglob("*.safetensors")} for root in kept]
+    assert held[0] == held[1]
+    for name in held[0]:
+        assert (kept[0] / name).read_bytes() == (kept[1] / name).read_bytes()
 
 
 def inline(file: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
@@ -84,6 +87,41 @@ def test_ray_and_inline_give_the_same_bits(
     assert ray.stderr == ""
     assert leftovers("ATLAS_E2E", str(tmp_path)) == []
     assert not list((tmp_path / "cwd").iterdir())
+
+
+# In `make test`: merged weights and first gradients, single factors and cores, over mixed ranks.
+QUICK = ("flora", "fedsb")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in sorted(STRATEGIES)],
+)
+def test_every_strategy_gives_the_same_bits_on_both_engines(
+    program: Callable[..., subprocess.CompletedProcess[str]],
+    tree: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    """Two rounds over private heads, so that half of the carried versions are older than the run's.
+
+    Half of the clients train in a round; all are scored, and then carry what they missed.
+    """
+    ranks = [2, 4, 8, 1] if STRATEGIES[name].mixed_ranks else 4
+    sections: dict[str, dict[str, Any]] = {
+        "run": {"fraction": 0.5},
+        "lora": {"rank": ranks},
+        # Ditto's shared model has a head of its own.
+        "model": {"head": "per_task" if name == "ditto" else "local"},
+    }
+    file = write_experiment(tmp_path / "e.toml", {**tree, "strategy": {"name": name}}, **sections)
+    said = program("run", file, "--out", tmp_path / "ray", "--engine", "ray")
+    assert said.returncode == 0, said
+    inline(file, tmp_path / "inline", monkeypatch)
+    found, expected = Run.read(tmp_path / "ray"), Run.read(tmp_path / "inline")
+    assert (found.summary["engine"], expected.summary["engine"]) == ("ray", "inline")
+    assert_same(found, expected, models=2 if name == "centralised" else 4)
 
 
 @pytest.mark.slow

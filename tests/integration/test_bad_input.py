@@ -74,7 +74,10 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "unknown task": ({"data": {"tasks": ["twoo"]}}, ("data.tasks", "'twoo'", "did you mean 'two'")),
     "a task twice": ({"data": {"tasks": ["two", "two"]}}, ("data.tasks", "'two'", "twice")),
     # pairs
-    "mixed ranks averaged": ({"lora": {"rank": [2, 4]}}, ("lora.rank", "[2, 4]", "'flexlora'", "'fedsb'")),
+    "mixed ranks averaged": (
+        {"lora": {"rank": [2, 4]}},
+        ("lora.rank", "[2, 4]", "'flexlora'", "'fedsb'"),
+    ),
     "one head for 2 and 3 labels": (
         {"data": {"tasks": ["two", "three"]}, "model": {"head": "shared"}},
         ("model.head", "'shared'", "[2, 3]"),

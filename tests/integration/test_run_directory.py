@@ -37,7 +37,7 @@ def test_the_directory_holds_what_the_contract_says(run: Callable[..., Run]) -> 
     assert files >= {
         *("config.toml", "provenance.json", "rounds.jsonl", "clients.parquet", "summary.json"),
         *("summary.csv", "report.html", "plots/accuracy.png", "plots/loss.png"),
-        *("plots/clients.png", "plots/bytes.png", "plots/memory.png"),
+        *("plots/clients.png", "plots/bytes.png", "plots/memory.png", "plots/merge.png"),
         *(f"adapters/task-{task}/adapter_model.safetensors" for task in ("two", "three")),
     }
     assert not [name for name in files if name.endswith((".tmp", ".part", ".pkl", ".pt", ".bin"))]

@@ -107,6 +107,21 @@ def test_every_part_survives_the_network_in_both_directions(sparse: bool) -> Non
     assert again.partition == 3
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+def test_tensors_of_any_layout_survive_the_network(sparse: bool) -> None:
+    some = parts()
+    turned = {
+        m: LoraFactors(np.asfortranarray(f.a), np.repeat(f.b, 2, axis=0)[::2], f.scale)
+        for m, f in some.adapter.items()
+    }
+    head = {**some.head, "scalar": np.float32(7).reshape(())}
+    sent = replace(some, adapter=turned, head=head)
+    back, _ = wire.read_job(
+        over_the_network(wire.pack_job(Job(0, "t", 1, sent, sparse=sparse), ""))
+    )
+    assert_same(back.parts, replace(some, head=head))
+
+
 def test_a_sparse_adapter_costs_a_bit_an_entry_and_its_values() -> None:
     rank, width = 8, 1000
     tensor = np.zeros((rank, width), np.float32)

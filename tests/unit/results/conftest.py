@@ -7,6 +7,7 @@ import pytest
 from atlas_flwr.results.record import (
     Bytes,
     ClientRow,
+    Measured,
     RunFacts,
     final_scores,
     round_record,
@@ -70,8 +71,12 @@ def write_run(
     strategy="fedavg",
     config_tasks=None,
     change=lambda rows: rows,
+    measured=lambda round_: Measured(),
 ):
-    """Write a finished run and read it back; ``change`` edits the rows of each round."""
+    """Write a finished run and read it back.
+
+    ``change`` edits the rows of each round, ``measured`` says how good its merge was.
+    """
     prepare(out)
     writer = RunWriter(out)
     named = ", ".join(f'"{task}"' for task in config_tasks or tasks)
@@ -86,7 +91,7 @@ def write_run(
         rows = change(rows_of(round_, tasks, per_task, "train") + rows_of(round_, tasks, per_task))
         bytes_ = Bytes({"adapter": 100, "head": 7}, {"adapter": 200, "other": 3})
         writer.add_rows(rows)
-        record = round_record(round_, rows, bytes_, 2.5)
+        record = round_record(round_, rows, bytes_, 2.5, measured(round_))
         writer.append_round(record)
         records.append(record)
         moved += bytes_

@@ -14,6 +14,7 @@ from torch import nn
 from atlas_flwr.errors import AtlasError
 from atlas_flwr.models.adapter_io import initial_parts, read_parts, write_parts
 from atlas_flwr.models.backbone import LoadedModel, ModelSpec, load
+from atlas_flwr.training.batches import bucketed
 from atlas_flwr.training.local import Goal, TrainResult, TrainSpec, train
 from atlas_flwr.types import BODY, ModelParts, Part
 from fakes import FakeTable, random_parts
@@ -181,8 +182,6 @@ def by_hand(
     term: Callable[[LoadedModel], torch.Tensor],
 ) -> dict[str, np.ndarray]:
     """Train with plain PyTorch, a term added to the mean loss."""
-    from atlas_flwr.training.batches import bucketed  # noqa: PLC0415
-
     chosen, rng = loaded.trainable(trains), np.random.default_rng(0)
     optimizer = torch.optim.AdamW(chosen, lr=how.learning_rate, weight_decay=0.0)
     loaded.model.train()

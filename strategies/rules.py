@@ -72,6 +72,10 @@ def check_schema(job: Job, update: Update) -> None:
     got = update.parts.body() | dict(update.parts.head)
     if odd := sorted(job.expects.keys() ^ got.keys()) or sorted(update.parts.delta):
         raise WireError(f"{odd[0]}: asked for and returned tensors differ")
+    for module, factors in job.parts.adapter.items():
+        back = update.parts.adapter.get(module, factors).scale
+        if back != factors.scale and job.action != "train.gradient":
+            raise WireError(f"{module}: scale {back}, sent with {factors.scale}")
     for name, shape in job.expects.items():
         if got[name].shape != shape and not (job.shrinks and _cut(name, got[name].shape, shape)):
             raise WireError(f"{name}: shape {got[name].shape}, expected {shape}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from atlas_flwr.aggregation.dense import dense_svd
 from atlas_flwr.aggregation.factors import check_factors
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.types import LoraFactors
@@ -40,7 +41,7 @@ def fair(mean: LoraFactors, exact: LoraFactors, lam: float) -> LoraFactors:
         raise AggregationError(f"shape {shapes[1]} of the exact mean differs from {shapes[0]}")
     a, b = mean.a.astype(np.float64), mean.b.astype(np.float64)
     # Āᵀ (Ā Āᵀ + λI)⁻¹ through Ā's own SVD, which Ā Āᵀ would square the condition of.
-    u, s, vt = np.linalg.svd(a, full_matrices=False)
+    u, s, vt = dense_svd(a)
     kept = s > max(a.shape) * np.finfo(np.float64).eps * s[0]
     gain = np.divide(s, s**2 + lam, out=np.zeros_like(s), where=kept)
     right = (vt.T * gain) @ u.T

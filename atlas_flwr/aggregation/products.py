@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import lapack  # type: ignore[import-untyped]
 
+from atlas_flwr.aggregation.dense import dense_svd, singular_values
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.types import Adapter, Array, LoraFactors
 
@@ -85,7 +86,7 @@ def svd(factors: LoraFactors) -> Svd:
         AggregationError: The product holds values that are not finite.
     """
     left, right = _Qr(factors.b), _Qr(factors.a.T)
-    u, s, vt = np.linalg.svd(_core(left, right, factors.scale), full_matrices=False)
+    u, s, vt = dense_svd(_core(left, right, factors.scale))
     u, vt = left.times(u), right.times(vt.T).T
     peaks = u[np.abs(u).argmax(axis=0), np.arange(u.shape[1])]
     signs = np.where(peaks < 0, -1.0, 1.0)
@@ -94,7 +95,7 @@ def svd(factors: LoraFactors) -> Svd:
 
 def spectrum(factors: LoraFactors) -> Float:
     """Return ``svd(factors).s`` alone, which costs less; errors as there."""
-    return np.asarray(np.linalg.svd(_triangles(factors), compute_uv=False))
+    return singular_values(_triangles(factors))
 
 
 def norm(factors: LoraFactors) -> float:

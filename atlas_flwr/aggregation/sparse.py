@@ -1,9 +1,8 @@
-"""Sparse updates: keep the largest entries, and carry zeros as one bit each (FLASC)."""
+"""Sparse updates: keep the largest entries, and say what the others were (FLASC)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,41 +69,6 @@ def lost(dense: Tensors, sparse: Tensors) -> float | None:
         missed += float(np.sum((double - sparse[name].astype(np.float64)) ** 2))
         whole += float(np.sum(double**2))
     return math.sqrt(missed / whole) if whole > 0 else None
-
-
-def pack(tensor: Array) -> tuple[NDArray[np.uint8], Array]:
-    """Return a tensor as a bitmap of what is not zero, and those values in order.
-
-    The bitmap has ``⌈n / 8⌉`` bytes, the first entry in the highest bit. Lossless to the bit:
-    negative zeros are kept as values.
-    """
-    mask = (tensor != 0) | np.signbit(tensor)
-    return np.packbits(mask.ravel()), tensor[mask]
-
-
-def unpack(bitmap: NDArray[np.uint8], values: Array, shape: Sequence[int]) -> Array:
-    """Return the tensor that ``pack`` took apart, in the dtype of ``values``.
-
-    Raises:
-        AggregationError: Bitmap, values and shape don't belong together.
-    """
-    size = math.prod(shape)
-    if min(shape, default=0) < 0 or bitmap.dtype != np.uint8 or values.ndim != 1:
-        raise AggregationError(
-            f"not a packed tensor: bitmap of {bitmap.dtype}, values of shape {values.shape}, "
-            f"shape {tuple(shape)}"
-        )
-    if bitmap.shape != ((size + 7) // 8,):
-        raise AggregationError(f"a bitmap of shape {bitmap.shape} is not one of {size} entries")
-    bits = np.unpackbits(bitmap).astype(bool)
-    if bits[size:].any():
-        raise AggregationError(f"the bitmap marks entries beyond the {size} of the tensor")
-    mask = bits[:size]
-    if (marked := int(mask.sum())) != values.size:
-        raise AggregationError(f"the bitmap marks {marked} entries, but {values.size} values came")
-    tensor = np.zeros(size, values.dtype)
-    tensor[mask] = values
-    return tensor.reshape(shape)
 
 
 def _largest(sizes: NDArray[np.float64], count: int) -> NDArray[np.bool_]:

@@ -21,6 +21,8 @@ LEVELS: dict[str, float] = {
     "atlas_flwr.config": 1,
     "atlas_flwr.wire": 1,
     "atlas_flwr.aggregation": 2,
+    "atlas_flwr.clustering": 2,
+    "atlas_flwr.ranks": 2,
     "atlas_flwr.data.partition": 2,
     "atlas_flwr.data.tasks": 2,
     "atlas_flwr.results.record": 2,
@@ -39,6 +41,8 @@ LEVELS: dict[str, float] = {
 PURE = {
     "atlas_flwr.flat",
     "atlas_flwr.aggregation",
+    "atlas_flwr.clustering",
+    "atlas_flwr.ranks",
     "atlas_flwr.data.partition",
     "atlas_flwr.results.record",
     "atlas_flwr.results.rows",

@@ -1,4 +1,4 @@
-"""Sparse updates keep what is largest, say what they lost, and pack without loss."""
+"""Sparse updates keep what is largest, and say what they lost."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
-from atlas_flwr.aggregation.sparse import keep_largest, lost, pack, unpack
+from atlas_flwr.aggregation.sparse import keep_largest, lost
 from atlas_flwr.errors import AggregationError
 
 
@@ -104,55 +103,3 @@ def test_sides_that_differ_are_refused() -> None:
         lost({"x": np.ones(2)}, {"x": np.ones(2), "y": np.ones(2)})
     with pytest.raises(AggregationError, match="x: shape"):
         lost({"x": np.ones(2)}, {"x": np.ones((2, 1))})
-
-
-ARRAYS = hnp.arrays(
-    st.sampled_from([np.float16, np.float32, np.float64]),
-    hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=9),
-    elements=st.sampled_from([0.0, -0.0, 1.5, -2.0, float("inf"), float("nan")]),
-)
-
-
-@settings(max_examples=100, deadline=None)
-@given(ARRAYS)
-def test_packing_is_lossless_to_the_bit(tensor: np.ndarray) -> None:
-    bitmap, values = pack(tensor)
-    assert bitmap.nbytes == (tensor.size + 7) // 8
-    back = unpack(bitmap, values, tensor.shape)
-    assert back.dtype == tensor.dtype
-    assert back.shape == tensor.shape
-    assert back.tobytes() == np.ascontiguousarray(tensor).tobytes()
-
-
-def test_a_sparse_tensor_costs_its_values_and_a_bit_an_entry() -> None:
-    sparse = keep_largest({"x": np.random.default_rng(0).standard_normal((40, 10))}, 0.25)["x"]
-    bitmap, values = pack(sparse)
-    assert (bitmap.nbytes, values.nbytes) == (50, 100 * 8)
-
-
-def test_transposed_tensors_pack_in_logical_order() -> None:
-    tensor = np.array([[0.0, 1.0, 2.0], [3.0, 0.0, 4.0]]).T
-    bitmap, values = pack(tensor)
-    np.testing.assert_array_equal(values, [3, 1, 2, 4])
-    np.testing.assert_array_equal(unpack(bitmap, values, (3, 2)), tensor)
-
-
-@pytest.mark.parametrize(
-    ("bitmap", "values", "shape", "message"),
-    [
-        (np.array([0b11000000], np.uint8), np.ones(1), (4,), "marks 2 entries, but 1"),
-        (np.array([0b11000000], np.uint8), np.ones(3), (4,), "marks 2 entries, but 3"),
-        (np.array([0b00001000], np.uint8), np.ones(1), (4,), "beyond"),
-        (np.array([0, 0], np.uint8), np.ones(0), (4,), "bitmap of shape"),
-        (np.array([], np.uint8), np.ones(0), (4,), "bitmap of shape"),
-        (np.array([[0]], np.uint8), np.ones(0), (4,), "bitmap of shape"),
-        (np.array([0], np.int64), np.ones(0), (4,), "not a packed"),
-        (np.array([0b10000000], np.uint8), np.ones((1, 1)), (4,), "not a packed"),
-        (np.array([0], np.uint8), np.ones(0), (-2, -2), "not a packed"),
-    ],
-)
-def test_parts_that_do_not_belong_together_are_refused(
-    bitmap: np.ndarray, values: np.ndarray, shape: tuple[int, ...], message: str
-) -> None:
-    with pytest.raises(AggregationError, match=message):
-        unpack(bitmap, values, shape)

@@ -1,0 +1,99 @@
+"""Memory is a sum of parts with known slopes; a budget leaves what it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from atlas_flwr.errors import ConfigError
+from atlas_flwr.ranks.budget import Budget, allowance, cost, rank_costs
+from atlas_flwr.ranks.memory import STATE_BYTES, Load, Shape, predict
+
+MINILM = Shape(layers=6, width=384, inner=1536, heads=12)
+LOAD = Load(batch=16, length=32)
+FROZEN = {"float32": 22_713_216}
+
+
+def test_the_parts_are_their_formulas():
+    memory = predict(FROZEN, MINILM, LOAD, head=770, adapter=36_864, ranks=48, workspace=5_000)
+    assert memory.weights == 4 * FROZEN["float32"]
+    assert (memory.head, memory.adapter) == (16 * 770, 16 * 36_864)
+    block = 16 * 32 * (10 * 384 + 2 * 1536) + 16 * 3 * 12 * 32**2
+    assert memory.activations == 4 * (6 * block + 16 * 32 * 48)
+    assert memory.total == sum(vars(memory).values())
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "counted"),
+    [(16, 32, 100.0), (16, 64, 228.2), (8, 128, 284.8), (16, 128, 569.6)],
+)
+def test_activations_are_those_autograd_was_seen_to_keep(batch, length, counted):
+    """Counted in MB with saved-tensor hooks on MiniLM with LoRA, float32, training mode."""
+    seen = predict({}, MINILM, Load(batch, length), ranks=37).activations / 1e6
+    assert seen == pytest.approx(counted, rel=0.02)
+
+
+def test_weights_follow_their_dtypes_and_half_a_byte_rounds_up():
+    assert predict({"float16": 10, "int4": 3}, MINILM, LOAD).weights == 22
+    assert predict({}, MINILM, LOAD).weights == 0
+
+
+def test_doubling_the_batch_doubles_activations_and_length_more_than_doubles():
+    one = predict(FROZEN, MINILM, LOAD).activations
+    assert predict(FROZEN, MINILM, replace(LOAD, batch=32)).activations == 2 * one
+    assert predict(FROZEN, MINILM, replace(LOAD, length=64)).activations > 2 * one
+    fused = replace(MINILM, maps=0.0)
+    long = predict(FROZEN, fused, replace(LOAD, length=64)).activations
+    assert long == 2 * predict(FROZEN, fused, LOAD).activations
+    assert predict(FROZEN, replace(MINILM, inner=0), LOAD).activations == one  # 4 × width
+
+
+def test_costs_count_both_sides_of_each_module():
+    shapes = {"query": (384, 384), "up": (1536, 384)}
+    assert rank_costs(shapes) == {"query": 768, "up": 1920}
+    assert cost({"query": 4, "up": 8}, rank_costs(shapes, 4)) == 4 * (4 * 768 + 8 * 1920)
+
+
+def test_the_smallest_allowance_binds():
+    resting = predict(FROZEN, MINILM, LOAD, head=770)
+    everything = Budget(memory=2 * 10**9, state=10**6, uplink=100_000)
+    seen = allowance(everything, resting, head=770)
+    assert seen.each == {
+        "memory": (2 * 10**9 - resting.total) // STATE_BYTES,
+        "state": 62_500 - 770,
+        "uplink": 25_000 - 770,
+    }
+    assert (seen.params, seen.by) == (24_230, "uplink")
+    assert allowance(everything, resting, head=770, sends_head=False).params == 25_000
+    assert allowance(Budget(memory=2 * 10**9), resting).by == "memory"
+    assert allowance(Budget(), resting).params is None
+
+
+def test_an_adapter_of_the_allowance_fits_each_budget_and_one_more_does_not():
+    resting = predict(FROZEN, MINILM, LOAD, head=770)
+    limit = Budget(memory=resting.total + 160_000)
+    params = allowance(limit, resting, head=770).params
+    fits = predict(FROZEN, MINILM, LOAD, head=770, adapter=params)
+    more = predict(FROZEN, MINILM, LOAD, head=770, adapter=params + 1)
+    assert fits.total <= limit.memory < more.total
+
+
+BAD = {
+    "dtype 'int3'": lambda: predict({"int3": 4}, MINILM, LOAD),
+    "frozen float32": lambda: predict({"float32": -1}, MINILM, LOAD),
+    "batch: memory": lambda: predict({}, MINILM, Load(-1, 8)),
+    "workspace": lambda: predict({}, MINILM, LOAD, workspace=-5),
+    "a memory budget of 1000 bytes leaves nothing": lambda: allowance(
+        Budget(memory=1000), predict(FROZEN, MINILM, LOAD)
+    ),
+    "an? uplink budget of 3000 bytes": lambda: allowance(
+        Budget(uplink=3000), predict({}, MINILM, LOAD), head=770
+    ),
+}
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_what_has_no_memory_is_refused(text):
+    with pytest.raises(ConfigError, match=text):
+        BAD[text]()

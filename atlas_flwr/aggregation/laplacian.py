@@ -20,7 +20,6 @@ import numpy as np
 
 from atlas_flwr.aggregation.dense import dense_svd
 from atlas_flwr.aggregation.factors import check_factors
-from atlas_flwr.aggregation.dense import dense_svd
 from atlas_flwr.aggregation.graph import Float, pulls
 from atlas_flwr.aggregation.products import EPS, Svd, stack
 from atlas_flwr.aggregation.write_back import balanced

@@ -251,9 +251,18 @@ class Report:
 
 @dataclass(frozen=True)
 class Update:
-    """One client's answer: its report and the tensors it returned; sparse: without zeros."""
+    """One client's answer.
+
+    Attributes:
+        partition: Who.
+        report: What it says of the job.
+        parts: The tensors it returned.
+        sparse: Zeros of the adapter don't travel.
+        fingerprint: What it says of its rows, where it was asked that instead.
+    """
 
     partition: int
     report: Report
     parts: ModelParts = field(default_factory=ModelParts)
     sparse: bool = False
+    fingerprint: Tensors = field(default_factory=dict)

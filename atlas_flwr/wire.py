@@ -20,6 +20,7 @@ from atlas_flwr.flat import KINDS, flatten, squeeze, stretch, unflatten
 from atlas_flwr.types import PARTS, Job, ModelParts, Part, Report, Stage, Tensors, Update
 
 HELLO = "query.hello"
+FINGERPRINT = "fingerprint"
 PARTITION_ID = "partition-id"  # Flower's own node-config key
 NUM_EXAMPLES = "num-examples"
 
@@ -37,21 +38,25 @@ def _pack_parts(content: RecordDict, parts: ModelParts, sparse: bool) -> None:
         if sparse and kind == "adapter":
             facts["columns"] = {name: tensor.shape[1] for name, tensor in tensors.items()}
             named = squeeze(tensors)
-        content[kind] = ArrayRecord(
-            {name: Array(np.asarray(tensor, order="C")) for name, tensor in named.items()}
-        )
+        content[kind] = _pack_arrays(named)
     if parts.adapter:
         facts["scales"] = {module: float(f.scale) for module, f in parts.adapter.items()}
     if facts:
         content[_FACTS] = ConfigRecord({"facts": json.dumps(facts)})
 
 
+def _pack_arrays(tensors: Tensors) -> ArrayRecord:
+    return ArrayRecord({name: Array(np.asarray(t, order="C")) for name, t in tensors.items()})
+
+
+def _read_arrays(content: RecordDict, kind: str) -> Tensors:
+    """Return the tensors of a kind; none if the message has no such record."""
+    record = content.array_records.get(kind)
+    return {} if record is None else {name: array.numpy() for name, array in record.items()}
+
+
 def _read_parts(content: RecordDict) -> ModelParts:
-    kinds: dict[str, Tensors] = {
-        kind: {name: array.numpy() for name, array in content.array_records[kind].items()}
-        for kind in KINDS
-        if kind in content.array_records
-    }
+    kinds = {kind: _read_arrays(content, kind) for kind in KINDS if kind in content}
     told = content.config_records.get(_FACTS, ConfigRecord())
     facts = json.loads(str(told.get("facts", "{}")))
     if not (isinstance(facts, dict) and all(isinstance(each, dict) for each in facts.values())):
@@ -141,6 +146,8 @@ def pack_update(update: Update) -> RecordDict:
     """Return the content of the message that answers a job."""
     content = RecordDict()
     _pack_parts(content, update.parts, update.sparse)
+    if update.fingerprint:
+        content[FINGERPRINT] = _pack_arrays(update.fingerprint)
     report = update.report
     numbers: dict[str, int | float | list[int] | list[float]] = {
         NUM_EXAMPLES: int(report.num_examples),
@@ -180,10 +187,10 @@ def read_update(content: RecordDict, partition: int) -> Update:
         notes=tuple(str(said.get("notes", "")).splitlines()),
     )
     try:
-        parts = _read_parts(content)
+        parts, fingerprint = _read_parts(content), _read_arrays(content, FINGERPRINT)
     except (ValueError, TypeError, KeyError, EOFError) as error:
         raise WireError(f"the reply's arrays can't be read: {error}") from error
-    return Update(partition, report, parts)
+    return Update(partition, report, parts, fingerprint=fingerprint)
 
 
 # ------------------------------------------------------------------ hello and bytes
@@ -213,10 +220,10 @@ def count_bytes(content: RecordDict) -> dict[str, int]:
     Arrays count with their NumPy headers and names. Flower's own count fails on empty strings and
     lists, so the small records are counted as they are serialised.
     """
-    counts: dict[str, int] = {kind: 0 for kind in KINDS}
+    counts: dict[str, int] = {kind: 0 for kind in (*KINDS, FINGERPRINT)}
     rest = RecordDict()
     for name, record in content.items():
-        if name in KINDS:
+        if name in counts:
             counts[name] = record.count_bytes()
         else:
             rest[name] = record

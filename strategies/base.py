@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class Method:
     mixed_ranks: ClassVar[bool] = False
     needs_lora: ClassVar[bool] = False
     cuts: ClassVar[bool] = True
-    head: ClassVar[Literal["local"] | None] = None
+    head: ClassVar[Literal["personal", "local"] | None] = None
 
     def __init__(self, setting: Setting, options: Options) -> None:
         self.setting = setting
@@ -103,7 +103,7 @@ class Method:
                 return "global"
             case "per_task":
                 return f"task-{self.setting.tasks[partition]}"
-            case "local":
+            case "personal" | "local":
                 return f"client-{partition}"
 
     def private(self) -> frozenset[Part]:
@@ -145,16 +145,15 @@ class Method:
 
     def merge(self, state: State, updates: Iterator[Update]) -> State:
         """Fold the answers: the example-weighted mean of each group; absent groups stay."""
-        tally, kept = Tally(self.fold), dict(state.kept)
-        for update in updates:
-            partition, weight = update.partition, update.report.num_examples
-            body, group = self.received(state, update), self.body_key(partition)
-            if body.shapes():  # the fold refuses what has no mean, before anything is computed
-                tally.body(group, body, weight)
-                tally.products(group, self.effective(state, partition, body), weight)
-            tally.head(self.head_key(partition), update.parts.head, weight)
-            if self.private():
-                kept[partition] = state.round
+        kept = dict(state.kept)
+
+        def noted() -> Iterator[Update]:
+            for update in updates:
+                if self.private():
+                    kept[update.partition] = state.round
+                yield update
+
+        tally = self.tally(state, noted())
         merged = replace(state, phase=state.phase + 1, kept=kept)
         new = self.step(merged, tally.bodies(), tally.heads())
         measured = self.measure(new, tally.exact())
@@ -171,6 +170,18 @@ class Method:
         return Served(self.name_of(partition), parts, private, state.kept.get(partition, 0))
 
     # -------------------------------------------------------------- parts of the merge
+
+    def tally(self, state: State, updates: Iterator[Update]) -> Tally:
+        """Fold the answers' bodies, heads and products, one client at a time."""
+        tally = Tally(self.fold)
+        for update in updates:
+            partition, weight = update.partition, update.report.num_examples
+            body, group = self.received(state, update), self.body_key(partition)
+            if body.shapes():  # the fold refuses what has no mean, before anything is computed
+                tally.body(group, body, weight)
+                tally.products(group, self.effective(state, partition, body), weight)
+            tally.head(self.head_key(partition), update.parts.head, weight)
+        return tally
 
     def fold(self, group: str) -> Fold:
         """Return a new merge of a group's bodies."""
@@ -233,6 +244,10 @@ class Method:
             truncation_error=truncation if exact else None,
             effective_rank=effective_rank(applied.values()),
         )
+
+    def explain(self, state: State) -> Mapping[str, Any]:
+        """Return how the clusters were found, in plain values; empty without clusters."""
+        return state.found
 
     # -------------------------------------------------------------- jobs
 

@@ -53,6 +53,8 @@ class Federation(Strategy):
         self._tally = _Tally()
         self._jobs: list[Job] = []
         self._answered: list[Job] = []
+        self._phase = "train"
+        self._held_back: list[tuple[ClientRow, Sequence[str], int, int]] = []
         self._sent: list[dict[str, int]] = []
 
     # -------------------------------------------------------------- the loop
@@ -137,18 +139,24 @@ class Federation(Strategy):
         setting, limits = self.method.setting, self.limits
         cohort = draw_cohort(limits.seed, server_round, setting.clients, limits.fraction)
         jobs = self.method.plan(self.state, cohort)
-        return self._messages("train", jobs) if jobs else []
+        if not jobs:
+            return []
+        self._phase = "fingerprint" if jobs[0].action == "train.fingerprint" else "train"
+        return self._messages(self._phase, jobs)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Merge the replies, given one for each message and in their order, into ``state``."""
-        updates = self._updates("train", replies)
-        merged = self.method.merge(self.state, updates)
-        for _ in updates:  # a merge that stops early must not hide a lost client
-            pass
-        self._check_losses("train")
-        self.state = self.method.acknowledged(merged, self._answered)
+        updates = self._updates(self._phase, replies)
+        try:
+            merged = self.method.merge(self.state, updates)
+            for _ in updates:  # a merge that stops early must not hide a lost client
+                pass
+            self._check_losses(self._phase)
+            self.state = self.method.acknowledged(merged, self._answered)
+        finally:
+            self._tell_held_back()
         return None, None
 
     def configure_evaluate(
@@ -186,6 +194,18 @@ class Federation(Strategy):
             for job, content in zip(self._jobs, contents, strict=True)
         ]
 
+    def _tell_held_back(self) -> None:
+        """Hand on the rows of a fingerprint phase, with the clusters it found."""
+        clusters = self.state.clusters
+        held, self._held_back = self._held_back, []
+        rows = [replace(row, cluster=clusters.get(row.partition)) for row, *_ in held]
+        if clusters and held:
+            others = [row for row in self._tally.rows if row.phase != "fingerprint"]
+            self._tally.rows = [*others, *rows]
+            self.observer.clusters(self.method.explain(self.state))
+        for row, (_, notes, done, total) in zip(rows, held, strict=True):
+            self.observer.client(row, notes, done, total)
+
     def _drain(self, phase: str, replies: Iterable[Message]) -> None:
         for _ in self._updates(phase, replies):
             pass
@@ -211,7 +231,11 @@ class Federation(Strategy):
             self._tally.rows.append(row)
             self._tally.moved += Bytes(up, down)
             self.moved += Bytes(up, down)
-            self.observer.client(row, update.report.notes if update else (), done, total)
+            told = (row, update.report.notes if update else (), done, total)
+            if phase == "fingerprint":  # its rows name the clusters that come of it
+                self._held_back.append(told)
+            else:
+                self.observer.client(*told)
             if update is not None:
                 self._answered.append(job)
                 yield update
@@ -225,6 +249,7 @@ class Federation(Strategy):
             partition=job.partition,
             task=setting.tasks[job.partition],
             phase=phase,
+            cluster=self.state.clusters.get(job.partition),
             ranks=compact_ranks(ranks),
         )
         if update is None:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from atlas_flwr.errors import ConfigError, did_you_mean
 from strategies.base import Method, Options, Setting
 from strategies.centralised import Centralised
+from strategies.cluster_controls import OneCluster, OracleCluster, RandomCluster
 from strategies.fedavg import FedAvg, FedIt
 from strategies.fedopt import FedAdam, FedAvgM
 from strategies.fedprox import FedProx
@@ -44,6 +45,9 @@ STRATEGIES: dict[str, type[Method]] = {
     "fedper": FedPer,
     "fedrep": FedRep,
     "ditto": Ditto,
+    "oracle_cluster": OracleCluster,
+    "random_cluster": RandomCluster,
+    "atlas_one_cluster": OneCluster,
     "centralised": Centralised,
 }
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from atlas_flwr.errors import WireError
 from atlas_flwr.results.record import ClientRow, RoundRecord
 from atlas_flwr.seeding import rng_for
-from atlas_flwr.types import Job, Update
+from atlas_flwr.types import Array, Job, Update
 
 
 class Observer(Protocol):
@@ -25,6 +25,9 @@ class Observer(Protocol):
 
     def round(self, record: RoundRecord) -> None:
         """A round has ended."""
+
+    def clusters(self, facts: Mapping[str, Any]) -> None:
+        """Clients have been clustered; how and why."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +72,31 @@ def check_schema(job: Job, update: Update) -> None:
         return
     if update.report.num_examples == 0:
         raise WireError("num-examples: 0 rows can't weigh in a mean")
+    for name, tensor in update.fingerprint.items():
+        _check_finite(f"fingerprint {name}", tensor)
+    _check_scales(job, update)
     got = update.parts.body() | dict(update.parts.head)
     if odd := sorted(job.expects.keys() ^ got.keys()) or sorted(update.parts.delta):
         raise WireError(f"{odd[0]}: asked for and returned tensors differ")
-    for module, factors in job.parts.adapter.items():
-        back = update.parts.adapter.get(module, factors).scale
-        if back != factors.scale and job.action != "train.gradient":
-            raise WireError(f"{module}: scale {back}, sent with {factors.scale}")
     for name, shape in job.expects.items():
         if got[name].shape != shape and not (job.shrinks and _cut(name, got[name].shape, shape)):
             raise WireError(f"{name}: shape {got[name].shape}, expected {shape}")
-        if not np.isfinite(got[name]).all():
-            raise WireError(f"{name}: holds values that are not finite")
+        _check_finite(name, got[name])
+
+
+def _check_finite(name: str, tensor: Array) -> None:
+    if not np.isfinite(tensor).all():
+        raise WireError(f"{name}: holds values that are not finite")
+
+
+def _check_scales(job: Job, update: Update) -> None:
+    """Refuse factors that came back at another scale than they were sent with."""
+    if job.action == "train.gradient":  # no adapter, but directions of scale 1
+        return
+    for module, factors in job.parts.adapter.items():
+        back = update.parts.adapter.get(module, factors).scale
+        if back != factors.scale:
+            raise WireError(f"{module}: scale {back}, sent with {factors.scale}")
 
 
 def _cut(name: str, got: tuple[int, ...], asked: tuple[int, ...]) -> bool:

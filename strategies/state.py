@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from atlas_flwr.results.record import Measured
 from atlas_flwr.types import Adapter, ModelParts, Part, Tensors
@@ -28,7 +28,7 @@ class Setting:
     num_labels: Mapping[str, int]
     ranks: tuple[int, ...]
     steps: tuple[int, ...]
-    head_policy: Literal["shared", "per_task", "local"]
+    head_policy: Literal["shared", "per_task", "personal", "local"]
     initial: Mapping[tuple[int, int], ModelParts]
     seed: int = 0
 
@@ -65,6 +65,10 @@ class State:
         version: Last round whose merge changed what clients carry.
         delivered: Version that each partition carries.
         ranks: Ranks by module of the partitions that gave some up.
+        sizes: Rows of each partition that has trained, where the method needs them later.
+        clusters: Cluster of each partition, once there are any.
+        prints: Fingerprint of each partition.
+        found: How the clusters were found, in plain values.
         measured: How far the last merge was from the exact mean.
     """
 
@@ -79,6 +83,10 @@ class State:
     version: int = 0
     delivered: Mapping[int, int] = field(default_factory=dict)
     ranks: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    sizes: Mapping[int, int] = field(default_factory=dict)
+    clusters: Mapping[int, int] = field(default_factory=dict)
+    prints: Mapping[int, Tensors] = field(default_factory=dict)
+    found: Mapping[str, Any] = field(default_factory=dict)
     measured: Measured = field(default_factory=Measured)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from atlas_flwr.seeding import rng_for
 from atlas_flwr.types import Array, LoraFactors, ModelParts
 from strategies.base import Method, Setting, State
+from strategies.clustered import Clustered
 from strategies.registry import STRATEGIES, build
 
 Dense = dict[str, Array]
@@ -22,6 +23,8 @@ MIXED = (2, 4, 8, 16, 4, 2)
 EQUAL = (4,) * 6
 ALPHA = 8.0  # scale alpha / r: other ranks, other scales
 LABELS = {"a": 2, "b": 2}
+# Personal models on a graph: nothing is averaged before the step, so there is no mean to measure.
+ON_A_GRAPH = {name for name, method in STRATEGIES.items() if issubclass(method, Clustered)}
 
 
 # ------------------------------------------------------------------ settings

@@ -21,7 +21,7 @@ from atlas_flwr.results.record import (
     final_scores,
     summary,
 )
-from atlas_flwr.results.store import RunWriter, prepare
+from atlas_flwr.results.store import RunWriter, atomic_write, prepare, to_json
 
 EVENTS = "events.jsonl"
 Watcher = Callable[[Mapping[str, Any]], None]
@@ -99,6 +99,11 @@ class Recorder:
         self.rounds.append(record)
         self._writer.append_round(record)
         self.tell("round", **record.to_dict())
+
+    def clusters(self, facts: Mapping[str, Any]) -> None:
+        """Clients have been clustered: the choice and its reasons go to ``clusters.json``."""
+        atomic_write(self.out / "clusters.json", to_json(facts, indent=2) + "\n")
+        self.tell("clusters", **{key: facts[key] for key in ("k", "why") if key in facts})
 
     # -------------------------------------------------------------- the end
 

@@ -77,8 +77,9 @@ class ModelSection(Section):
 
     name: Annotated[str, Field(min_length=1)] = "minilm"
     adaptation: Literal["lora", "full"] = "lora"
-    head: Literal["auto", "shared", "per_task", "local"] = "auto"
-    """``auto``: shared for one task, per_task for several. ``local`` never leaves the client."""
+    head: Literal["auto", "shared", "per_task", "personal", "local"] = "auto"
+    """``auto``: shared for one task, per_task for several, or what the strategy needs.
+    ``personal``: each client's own, kept by the server; ``local`` never leaves the client."""
     max_length: Annotated[int, Field(ge=4, le=8192, strict=True)] = 128
     """Tokens kept of one row; shorter rows are padded to their batch, never to this."""
 
@@ -186,7 +187,7 @@ class Config(Section):
     engine: EngineSection = EngineSection()
 
     @property
-    def head_policy(self) -> Literal["shared", "per_task", "local"]:
+    def head_policy(self) -> Literal["shared", "per_task", "personal", "local"]:
         """The head policy with ``auto`` resolved: shared for one task, per task for several."""
         if self.model.head != "auto":
             return self.model.head

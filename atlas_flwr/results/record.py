@@ -59,7 +59,7 @@ class RoundRecord:
         memory_mb: The highest peak a client measured.
         communication_mb: Up + down of the round, MB = 10⁶ bytes.
         aggregation_error: How far the merge was from the exact mean, where there is one; see
-            `Measured` for this, ``truncation_error``, ``compression_error``, ``effective_rank``.
+            `Measured` for this, ``truncation_error``, ``compression_error``, ``effective_rank``, ``step_loss``.
         by_task: ``{task: {accuracy, f1, macro_f1, mcc, loss}}``, weighted like ``accuracy``.
         participants: Partitions that trained; ``lost`` those lost or rejected in any phase.
     """
@@ -75,6 +75,7 @@ class RoundRecord:
     truncation_error: Mapping[str, float | None] | None
     compression_error: Mapping[str, float | None] | None
     effective_rank: float | None
+    step_loss: Mapping[str, float | None] | None
     by_task: Mapping[str, Mapping[str, float | None]]
     worst_client_accuracy: float | None
     bytes_up: int

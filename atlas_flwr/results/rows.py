@@ -86,12 +86,15 @@ class Measured:
         compression_error: Share of a norm that sparsity left behind, ``{"up", "down"}``, or that
             was cut from the exact mean to bound the server's memory, ``{"stack"}``.
         effective_rank: ``exp(entropy of σ²)`` of what was applied, averaged over modules.
+        step_loss: Share ρ of a graph step that receivers of each rank had to cut, by rank; at 1
+            the graph did nothing.
     """
 
     aggregation_error: float | None = None
     truncation_error: Mapping[str, float | None] | None = None
     compression_error: Mapping[str, float | None] | None = None
     effective_rank: float | None = None
+    step_loss: Mapping[str, float | None] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; what is not finite is ``None``."""
@@ -107,6 +110,7 @@ class Measured:
             "truncation_error": each(self.truncation_error),
             "compression_error": each(self.compression_error),
             "effective_rank": plain(self.effective_rank),
+            "step_loss": each(self.step_loss),
         }
 
 

@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from atlas_flwr.apps.run import run_experiment
 from atlas_flwr.config.load import load_config, with_out
 from fakes import tiny_task, write_experiment
+from federations import ON_A_GRAPH
 from runs import Run
 from strategies.registry import STRATEGIES
 from strategies.rules import draw_cohort
@@ -30,8 +31,8 @@ MIXED = [2, 4, 8, 16]
 SEED = 5
 # Rules whose merge is the exact mean of the clients' products, and those that have none.
 EXACT = {"centralised", "fedex", "fedsb", "ffa", "flexlora", "flora", "rolora"}
-NO_MERGE = {"fedsa", "local_only"}
-OWN_MODELS = {"ditto", "fedper", "fedrep", "fedsa", "local_only"}
+NO_MERGE = {"fedsa", "local_only"} | ON_A_GRAPH
+OWN_MODELS = {"ditto", "fedper", "fedrep", "fedsa", "local_only"} | ON_A_GRAPH
 # Defaults that are too careful for three short rounds.
 BOLD = {"fedprox": {"mu": 1e-4}}
 SLOW = {"fedadam"}

@@ -11,6 +11,7 @@ from federations import (
     ALL,
     EQUAL,
     MIXED,
+    ON_A_GRAPH,
     Dense,
     added,
     believed,
@@ -25,7 +26,8 @@ from players import Player, crew, first_round, play, rounds
 from strategies.base import Method, State
 from strategies.registry import STRATEGIES
 
-NO_MEAN = {"local_only", "fedsa"}  # nothing is shared; models are personal by design
+# Nothing is shared, or models are personal by design.
+NO_MEAN = {"local_only", "fedsa"} | ON_A_GRAPH
 MEASURED = sorted(STRATEGIES.keys() - NO_MEAN)
 EXACT = ["flora", "flexlora", "fedex", "ffa", "rolora", "fedsb"]
 # They step away from the mean on purpose.

@@ -1,0 +1,154 @@
+"""Personal models on a graph of clusters: what ATLAS, its ablations and its controls share.
+
+The server keeps every client's own adapter and head. After each round they take one step of the
+graph Laplacian inside their cluster, on products and not on factors; nothing is averaged before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from atlas_flwr.aggregation.graph import size_weighted
+from atlas_flwr.aggregation.laplacian import product_step
+from atlas_flwr.aggregation.laplacian_linear import tensor_step
+from atlas_flwr.errors import AggregationError
+from atlas_flwr.results.record import Measured
+from atlas_flwr.types import Adapter, Array, ModelParts, Tensors, Update
+from strategies.base import Method, Options, State
+from strategies.lora_rule import EqualRankRule
+
+Step = Annotated[float, Field(ge=0, le=1, strict=True)]
+
+
+class GraphOptions(Options):
+    """Options of the graph step."""
+
+    eta: Step = 0.5
+    """η: 0 leaves every client alone, 1 gives it its cluster's mean weighted by rows."""
+
+
+class Clustered(EqualRankRule):
+    """Personal adapters and heads, pulled together inside clusters by one Laplacian step a round.
+
+    ``P_k ← P_k − (η / ñ_k) Σ_l a_kl (P_k − P_l)`` with ``P = s B A``, ñ_k = n_k / mean n and
+    ``a_kl = ñ_k ñ_l / Σ ñ`` inside a cluster, written back by QR and a small SVD at each client's
+    own ranks. At η = 1 this is the cluster's mean product, at η = 0 local training. Models of
+    clients that were not drawn take the step with what they last had; who never trained takes no
+    part.
+    """
+
+    options_type = GraphOptions
+    options: GraphOptions
+    mixed_ranks = True
+    cuts = False
+    head = "personal"
+
+    @property
+    def eta(self) -> float:
+        """The step η."""
+        return self.options.eta
+
+    def body_key(self, partition: int) -> str:
+        """Name the client's own group: the server keeps its personal adapter."""
+        return f"client-{partition}"
+
+    def name_of(self, partition: int) -> str:
+        """Name the personal model."""
+        return f"client-{partition}"
+
+    def head_key(self, partition: int) -> str:
+        """Name the client's own group: the server keeps its personal head."""
+        return f"client-{partition}"
+
+    def received(self, state: State, update: Update) -> ModelParts:
+        """Return the client's adapter; a personal model can't do without a module.
+
+        Raises:
+            AggregationError: A module is missing.
+        """
+        body = update.parts.without("head")
+        own = self.setting.initial_for(update.partition).adapter
+        if odd := sorted(own.keys() ^ body.adapter.keys()):
+            raise AggregationError(f"{odd[0]}: a personal model came without it")
+        return body
+
+    def effective(self, state: State, partition: int, body: ModelParts) -> Adapter:
+        """Return nothing: personal models have no mean to be compared with."""
+        return {}
+
+    def merge(self, state: State, updates: Iterator[Update]) -> State:
+        """Take the trained models, noting how many rows each client has."""
+        sizes = dict(state.sizes)
+
+        def noted() -> Iterator[Update]:
+            for update in updates:
+                sizes[update.partition] = update.report.num_examples
+                yield update
+
+        stream = noted()
+        tally = self.tally(state, stream)
+        merged = replace(state, phase=state.phase + 1, sizes=sizes)
+        return self.step(merged, tally.bodies(), tally.heads())
+
+    def step(
+        self, state: State, bodies: Mapping[str, ModelParts], heads: Mapping[str, Tensors]
+    ) -> State:
+        """Take the trained models as they came, then one step along the graph."""
+        trained = Method.step(self, state, bodies, heads)
+        return self._along_the_graph(trained, sorted(state.sizes)) if bodies else trained
+
+    def _along_the_graph(self, state: State, present: list[int]) -> State:
+        sizes = [float(state.sizes[p]) for p in present]
+        graph = size_weighted(sizes, [state.clusters[p] for p in present])
+        adapters = [state.bodies[f"client-{p}"].adapter for p in present]
+        moved = product_step(adapters, graph, sizes, self.eta, self._fresh())
+        heads = tensor_step([state.heads[f"client-{p}"] for p in present], graph, sizes, self.eta)
+        bodies = {
+            f"client-{p}": ModelParts(adapter=adapter)
+            for p, adapter in zip(present, moved.adapters, strict=True)
+        }
+        own = {f"client-{p}": head for p, head in zip(present, heads, strict=True)}
+        shares = {p: t.share for p, t in zip(present, moved.truncations, strict=True)}
+        return replace(
+            state,
+            bodies={**state.bodies, **bodies},
+            heads={**state.heads, **own},
+            measured=Measured(step_loss=self._by_rank(shares)),
+        )
+
+    def _fresh(self) -> dict[str, Array]:
+        """Return the seeded rows of A at the highest rank, by module."""
+        fresh: dict[str, Array] = {}
+        for initial in self.setting.initial.values():
+            for module, factors in initial.adapter.items():
+                fresh[module] = max(fresh.get(module, factors.a), factors.a, key=len)
+        return fresh
+
+    def _by_rank(self, shares: Mapping[int, float]) -> dict[str, float | None]:
+        """Return the mean share ρ of the step that receivers of each rank had to cut."""
+        ranks = self.setting.ranks
+        return {
+            str(rank): float(np.mean([share for p, share in shares.items() if ranks[p] == rank]))
+            for rank in sorted({ranks[p] for p in shares})
+        }
+
+    def spaces(self) -> list[int]:
+        """Return the label space of each partition: spaces are never joined."""
+        return [self.setting.num_labels[task] for task in self.setting.tasks]
+
+
+def numbered(labels: list[object]) -> dict[int, int]:
+    """Return clusters by partition, numbered in order of appearance."""
+    order = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    return {partition: order[label] for partition, label in enumerate(labels)}
+
+
+def as_lists(matrix: NDArray[np.float64]) -> list[list[float | None]]:
+    """Return a matrix as plain values, null where there is no number."""
+    return [[float(x) if np.isfinite(x) else None for x in row] for row in matrix]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from atlas_flwr.seeding import rng_for
-from strategies.base import State
-from strategies.clustered import Clustered, GraphOptions, Step, numbered
+from strategies.base import Options, State
+from strategies.clustered import Clustered, Step, numbered
 
 
-class MeanOptions(GraphOptions):
+class MeanOptions(Options):
     """Options of the graph step, its default the cluster's mean."""
 
     eta: Step = 1.0
@@ -22,6 +22,11 @@ class OracleCluster(Clustered):
     options_type = MeanOptions
     options: MeanOptions
     summary = "the true tasks as clusters, mean product inside (the ceiling of clustering)"
+
+    @property
+    def eta(self) -> float:
+        """The step η."""
+        return self.options.eta
 
     def start(self) -> State:
         """Return the state before round 1, with the clusters in it."""

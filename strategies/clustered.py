@@ -20,17 +20,10 @@ from atlas_flwr.aggregation.laplacian_linear import tensor_step
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.results.record import Measured
 from atlas_flwr.types import Adapter, Array, ModelParts, Tensors, Update
-from strategies.base import Method, Options, State
+from strategies.base import Method, State
 from strategies.lora_rule import EqualRankRule
 
 Step = Annotated[float, Field(ge=0, le=1, strict=True)]
-
-
-class GraphOptions(Options):
-    """Options of the graph step."""
-
-    eta: Step = 0.5
-    """η: 0 leaves every client alone, 1 gives it its cluster's mean weighted by rows."""
 
 
 class Clustered(EqualRankRule):
@@ -43,16 +36,14 @@ class Clustered(EqualRankRule):
     part.
     """
 
-    options_type = GraphOptions
-    options: GraphOptions
     mixed_ranks = True
     cuts = False
     head = "personal"
 
     @property
     def eta(self) -> float:
-        """The step η."""
-        return self.options.eta
+        """The step η: 0 leaves every client alone, 1 gives it its cluster's weighted mean."""
+        raise NotImplementedError
 
     def body_key(self, partition: int) -> str:
         """Name the client's own group: the server keeps its personal adapter."""

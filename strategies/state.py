@@ -68,6 +68,7 @@ class State:
         sizes: Rows of each partition that has trained, where the method needs them later.
         clusters: Cluster of each partition, once there are any.
         prints: Fingerprint of each partition.
+        asked: Last round in which fingerprints were asked for.
         found: How the clusters were found, in plain values.
         measured: How far the last merge was from the exact mean.
     """
@@ -86,6 +87,7 @@ class State:
     sizes: Mapping[int, int] = field(default_factory=dict)
     clusters: Mapping[int, int] = field(default_factory=dict)
     prints: Mapping[int, Tensors] = field(default_factory=dict)
+    asked: int = 0
     found: Mapping[str, Any] = field(default_factory=dict)
     measured: Measured = field(default_factory=Measured)
 

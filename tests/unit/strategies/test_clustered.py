@@ -1,0 +1,104 @@
+"""Personal models on a graph: against dense sums, and at the ends of the step."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from federations import ALL, EQUAL, MIXED, ROWS, TASKS, believed, of_rank, setting, widest
+from players import crew, play, rounds
+from strategies.registry import build
+
+LAST = (1, 2, 4)  # a cohort that leaves some of each task out
+
+
+def test_no_step_is_local_training_to_the_bit() -> None:
+    """With nothing averaged before it, the graph step at η = 0 changes nothing at all."""
+    graph, alone = widest("oracle_cluster", eta=0.0), widest("local_only")
+    players, others = crew(alone), crew(graph)
+    local = play(alone, [ALL, LAST, ALL], players)
+    state = play(graph, [ALL, LAST, ALL], others)
+    for mine, theirs in zip(players, others, strict=True):
+        left = mine.effective(alone.job(local, mine.partition, "evaluate"))
+        right = theirs.effective(graph.job(state, theirs.partition, "evaluate"))
+        assert left.keys() == right.keys()
+        for module, product in left.items():
+            np.testing.assert_array_equal(product, right[module])
+
+
+def test_the_whole_step_is_the_tasks_mean_product() -> None:
+    """At equal ranks that hold it, against dense sums; heads are the tasks' mean heads."""
+    method = of_rank("oracle_cluster", [16] * 6)
+    players = crew(method)
+    state = next(iter(rounds(method, [ALL], players)))
+    free = of_rank("oracle_cluster", [16] * 6, eta=0.0)
+    trained = play(free, [ALL], crew(free))
+    for task in ("a", "b"):
+        members = [p for p in ALL if TASKS[p] == task]
+        weights = np.array([ROWS[p] for p in members], float)
+        for module in ("m.q", "m.up"):
+            parts = [believed(free, trained, p)[module] for p in members]
+            mean = np.average(parts, axis=0, weights=weights)
+            u, s, vt = np.linalg.svd(mean)
+            best = (u[:, :16] * s[:16]) @ vt[:16]
+            for p in members:
+                np.testing.assert_allclose(believed(method, state, p)[module], best, atol=1e-6)
+        heads = [trained.heads[f"client-{p}"]["head.weight"] for p in members]
+        for p in members:
+            got = state.heads[f"client-{p}"]["head.weight"]
+            np.testing.assert_allclose(got, np.average(heads, 0, weights), atol=1e-6)
+
+
+def test_a_step_brings_the_clients_of_a_task_nearer_and_no_others() -> None:
+    spread = {}
+    for eta in (0.0, 0.3, 0.7, 1.0):
+        method = of_rank("oracle_cluster", [16] * 6, eta=eta)
+        state = play(method, [ALL], crew(method))
+        dense = [believed(method, state, p)["m.q"] for p in ALL]
+        spread[eta] = np.linalg.norm(dense[0] - dense[1])
+    assert spread[0.0] > spread[0.3] > spread[0.7] > spread[1.0]
+
+
+def test_who_never_trained_keeps_its_start_and_pulls_nobody() -> None:
+    method, cohort = of_rank("oracle_cluster", EQUAL), [0, 1]
+    state = play(method, [cohort], crew(method))
+    initial = method.setting.initial_for(2)
+    np.testing.assert_array_equal(
+        method.model_for(state, 2).parts.adapter["m.q"].a, initial.adapter["m.q"].a
+    )
+    pair = play(method, [cohort], crew(method))
+    for p in cohort:
+        np.testing.assert_array_equal(
+            believed(method, state, p)["m.q"], believed(method, pair, p)["m.q"]
+        )
+
+
+def test_clusters_differ_as_their_names_say() -> None:
+    models = {}
+    for name in ("oracle_cluster", "random_cluster", "atlas_one_cluster"):
+        method = widest(name)
+        state = play(method, [ALL], crew(method))
+        models[name] = [believed(method, state, p)["m.q"] for p in ALL]
+        assert sorted(state.clusters) == list(ALL)
+    for (one, left), (other, right) in itertools.combinations(models.items(), 2):
+        assert any(not np.allclose(a, b) for a, b in zip(left, right, strict=True)), (one, other)
+
+
+@pytest.mark.parametrize("name_", ["random_cluster", "atlas_one_cluster"])
+def test_label_spaces_are_never_joined(name_: str) -> None:
+    own = setting("personal", MIXED, {"a": 2, "b": 3})
+    clusters = build(name_, {}, own).start().clusters
+    joined = {(clusters[p], own.num_labels[TASKS[p]]) for p in ALL}
+    assert len(joined) == len(set(clusters.values()))
+
+
+def test_the_share_that_was_cut_is_told_by_rank() -> None:
+    method = widest("oracle_cluster")
+    measured = play(method, [ALL], crew(method)).measured
+    assert measured.step_loss is not None
+    assert set(measured.step_loss) == {str(rank) for rank in MIXED}
+    shares = [measured.step_loss[str(rank)] for rank in sorted(set(MIXED))]
+    assert all(share is not None and 0 <= share <= 1 for share in shares)
+    assert shares[0] > shares[-1]  # the lowest rank cuts most

@@ -23,7 +23,7 @@ from atlas_flwr.models.backbone import LoadedModel
 from atlas_flwr.seeding import rng_for, seed_for
 from atlas_flwr.training.evaluate import evaluate
 from atlas_flwr.training.local import Goal, TrainResult, TrainSpec, train
-from atlas_flwr.types import PARTS, Adapter, Array, Job, ModelParts, Part, Scalar, Stage
+from atlas_flwr.types import PARTS, Adapter, Array, Job, ModelParts, Part, Scalar, Stage, Tensors
 
 
 class PrivateStore(Protocol):
@@ -81,6 +81,7 @@ class FineTuneClient(NumPyClient):
     def __init__(self, site: Site, job: Job, stores: Stores) -> None:
         self.site, self.job, self.stores = site, job, stores
         self.layout = to_arrays(job.parts)[1]
+        self.fingerprint: Tensors = {}
 
     def fit(
         self, parameters: list[Array], config: dict[str, Scalar]

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from atlas_flwr.errors import ConfigError, did_you_mean
+from strategies.atlas import Atlas, AtlasClusterMean, AtlasNoLaplacian
 from strategies.base import Method, Options, Setting
 from strategies.centralised import Centralised
 from strategies.cluster_controls import OneCluster, OracleCluster, RandomCluster
@@ -45,6 +46,9 @@ STRATEGIES: dict[str, type[Method]] = {
     "fedper": FedPer,
     "fedrep": FedRep,
     "ditto": Ditto,
+    "atlas": Atlas,
+    "atlas_no_laplacian": AtlasNoLaplacian,
+    "atlas_cluster_mean": AtlasClusterMean,
     "oracle_cluster": OracleCluster,
     "random_cluster": RandomCluster,
     "atlas_one_cluster": OneCluster,
@@ -82,6 +86,8 @@ def build(name: str, options: dict[str, Any], setting: Setting) -> Method:
 
 def _one_line(name: str, method: type[Method], error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
+    if not first["loc"]:  # a pair of options, told by its validator
+        return f"strategy.options: {first['msg'].removeprefix('Value error, ')}"
     key = str(first["loc"][0])
     path = f"strategy.options.{key}"
     if first["type"] == "extra_forbidden":

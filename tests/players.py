@@ -14,8 +14,20 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from atlas_flwr.aggregation.sparse import keep_largest, lost
+from atlas_flwr.fingerprint.summary import summarise
 from atlas_flwr.seeding import rng_for
-from atlas_flwr.types import PARTS, Array, Job, LoraFactors, ModelParts, Part, Report, Stage, Update
+from atlas_flwr.types import (
+    PARTS,
+    Array,
+    Job,
+    LoraFactors,
+    ModelParts,
+    Part,
+    Report,
+    Stage,
+    Tensors,
+    Update,
+)
 from federations import ALL, ROWS, Dense, added, initial, products
 from strategies.base import Method, Setting, State
 
@@ -32,6 +44,10 @@ class Model:
     def products(self) -> Dense:
         """What the model adds to each frozen weight, (d_out, d_in) in float64."""
         return added(products(self.parts), self.delta)
+
+
+# What a round may begin with before anything is trained.
+BEFORE = {"train.gradient", "train.fingerprint"}
 
 
 @dataclass
@@ -72,11 +88,23 @@ class Player:
             rank = int(job.options["gradient-rank"])
             gradient = {m: self._gradient(m, rank, f) for m, f in start.parts.adapter.items()}
             return Update(self.partition, Report(self.rows), ModelParts(adapter=gradient))
+        if job.action == "train.fingerprint":
+            return Update(self.partition, Report(self.rows), fingerprint=self._fingerprint())
         trained, metrics = self._trained(job, start.parts)
         if job.private:
             self._keep(self._vault, job.round, trained.only(*job.private), job.since)
         returned = trained.without(*job.private).only(*job.returns)
         return Update(self.partition, Report(self.rows, metrics), returned, job.sparse)
+
+    def _fingerprint(self) -> Tensors:
+        """Rows whose class means are the task's own."""
+        task = self.setting.tasks[self.partition]
+        labels = np.arange(40) % self.setting.num_labels[task]
+        means = rng_for(0, f"planted/{task}").normal(size=(self.setting.num_labels[task], 12))
+        rng = rng_for(0, "rows", 0, self.partition)
+        features = 3 * means[labels] + rng.normal(size=(len(labels), 12))
+        classes = self.setting.num_labels[task]
+        return summarise(features, labels, classes, seed=0, rng=rng)
 
     def effective(self, job: Job) -> Dense:
         """What the model the job is done with adds to each frozen weight."""
@@ -247,7 +275,7 @@ def play(
 def opened(method: Method, players: Sequence[Player]) -> State:
     """Return the state of round 1 when training begins: what precedes it is done."""
     state = replace(method.start(), round=1)
-    while (jobs := method.plan(state, ALL) or []) and jobs[0].action == "train.gradient":
+    while (jobs := method.plan(state, ALL) or []) and jobs[0].action in BEFORE:
         state = method.merge(state, (players[job.partition].answer(job) for job in jobs))
         state = method.acknowledged(state, jobs)
     return state

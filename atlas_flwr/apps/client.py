@@ -22,6 +22,7 @@ from atlas_flwr.wire import PARTITION_ID, pack_hello, pack_update, read_job
 from clients.base import FineTuneClient, Stores
 from clients.core import CoreClient
 from clients.ditto import DittoClient
+from clients.fingerprint import FingerprintClient
 from clients.full import FullClient
 from clients.gradient import GradientClient
 from clients.lora import LoraClient
@@ -36,6 +37,7 @@ CLIENTS: dict[str, type[FineTuneClient]] = {"lora": LoraClient, "full": FullClie
 ACTIONS: dict[str, type[FineTuneClient]] = {
     "train.core": CoreClient,
     "train.ditto": DittoClient,
+    "train.fingerprint": FingerprintClient,
     "train.gradient": GradientClient,
     "train.prune": PruningClient,
     "train.sparse": SparseClient,
@@ -55,7 +57,8 @@ def train(message: Message, context: Context) -> Message:
     arrays, rows, metrics = client.fit(to_arrays(job.parts)[0], dict(job.options))
     notes = str(metrics.pop("notes", ""))
     report = visit.report(rows, metrics, tuple(notes.splitlines()))
-    update = Update(job.partition, report, from_arrays(arrays, client.layout), job.sparse)
+    parts = from_arrays(arrays, client.layout)
+    update = Update(job.partition, report, parts, job.sparse, client.fingerprint)
     return Message(pack_update(update), reply_to=message)
 
 

@@ -103,7 +103,7 @@ class Recorder:
     def clusters(self, facts: Mapping[str, Any]) -> None:
         """Clients have been clustered: the choice and its reasons go to ``clusters.json``."""
         atomic_write(self.out / "clusters.json", to_json(facts, indent=2) + "\n")
-        self.tell("clusters", **{key: facts[key] for key in ("k", "why") if key in facts})
+        self.tell("note", partition=None, text=f"{facts['k']} clusters: {facts['why']}")
 
     # -------------------------------------------------------------- the end
 

@@ -59,7 +59,8 @@ class RoundRecord:
         memory_mb: The highest peak a client measured.
         communication_mb: Up + down of the round, MB = 10⁶ bytes.
         aggregation_error: How far the merge was from the exact mean, where there is one; see
-            `Measured` for this, ``truncation_error``, ``compression_error``, ``effective_rank``, ``step_loss``.
+            `Measured` for this, ``truncation_error``, ``compression_error``, ``effective_rank``
+            and ``step_loss``.
         by_task: ``{task: {accuracy, f1, macro_f1, mcc, loss}}``, weighted like ``accuracy``.
         participants: Partitions that trained; ``lost`` those lost or rejected in any phase.
     """

@@ -21,7 +21,8 @@ LEVELS: dict[str, float] = {
     "atlas_flwr.config": 1,
     "atlas_flwr.wire": 1,
     "atlas_flwr.aggregation": 2,
-    "atlas_flwr.clustering": 2,
+    "atlas_flwr.fingerprint": 2,
+    "atlas_flwr.clustering": 2.5,  # compares fingerprints
     "atlas_flwr.ranks": 2,
     "atlas_flwr.data.partition": 2,
     "atlas_flwr.data.tasks": 2,
@@ -31,6 +32,8 @@ LEVELS: dict[str, float] = {
     "atlas_flwr.models": 3,
     "atlas_flwr.results": 3,
     "atlas_flwr.training": 4,  # trains what models hold
+    "atlas_flwr.fingerprint.gradients": 4.4,  # reads rows as training does
+    "atlas_flwr.fingerprint.features": 4.5,
     "strategies": 5,
     "clients": 5,
     "atlas_flwr.engine": 6,
@@ -41,6 +44,7 @@ LEVELS: dict[str, float] = {
 PURE = {
     "atlas_flwr.flat",
     "atlas_flwr.aggregation",
+    "atlas_flwr.fingerprint",
     "atlas_flwr.clustering",
     "atlas_flwr.ranks",
     "atlas_flwr.data.partition",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from atlas_flwr.types import Job, Update
 from atlas_flwr.wire import count_bytes, pack_job, pack_update, read_job, read_update
 from federations import ALL, LABELS, setting
-from players import Player, rounds
+from players import BEFORE, Player, rounds
 from strategies.base import Method
 from strategies.registry import STRATEGIES, build
 
@@ -50,13 +51,13 @@ class Weighed(Player):
         heard = read_update(up, self.partition)
         sizes = [count_bytes(content) for content in (down, up)]
         tensors = sum(len(record) for r in (down, up) for record in r.array_records.values())
-        first = job.action == "train.gradient"
-        key = (job.round, "gradient" if first else job.action.partition(".")[0])
+        kind, _, action = job.action.partition(".")
+        key = (job.round, action if job.action in BEFORE else kind)
         self.adapter_bytes = getattr(self, "adapter_bytes", {})
         self.head_bytes = getattr(self, "head_bytes", {})
         self.adapter_bytes[key] = (sizes[0]["adapter"], sizes[1]["adapter"], tensors)
         self.head_bytes[key] = (sizes[0]["head"], sizes[1]["head"])
-        return Update(heard.partition, heard.report, heard.parts, update.sparse)
+        return replace(heard, sparse=update.sparse)
 
 
 def weigh(name: str, ranks: Sequence[int], **options: object) -> list[Weighed]:

@@ -141,7 +141,9 @@ def test_round_zero_is_the_seeded_start_at_every_rank(name: str) -> None:
 
 
 def test_clients_that_return_what_they_were_sent_are_a_fixed_point(name: str) -> None:
-    method = equal(name)
+    # A graph step of less than the whole way goes on until the cluster agrees.
+    whole = {"eta": 1.0} if name == "atlas" else {}
+    method = equal(name, **whole)
     players = crew(method)
     state = replace(play(method, [ALL], players), round=2, phase=0, memory={})
     before = shown(method, state)

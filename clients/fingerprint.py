@@ -12,7 +12,10 @@ from clients.base import FineTuneClient
 
 
 class FingerprintClient(FineTuneClient):
-    """Measures its training rows at the seeded start; trains nothing."""
+    """Measures its training rows at the seeded start; trains nothing.
+
+    With noise, the one thing in a run that no seed repeats, for then it would protect nothing.
+    """
 
     def fit(
         self, parameters: list[Array], config: dict[str, Scalar]
@@ -25,17 +28,20 @@ class FingerprintClient(FineTuneClient):
         """
         site, job = self.site, self.job
         self._load(from_arrays(parameters, self.layout))
-        rows = np.asarray(site.train_rows)
+        rows, noise = np.asarray(site.train_rows), float(config["noise"])
+        rng = rng_for(site.seed, "fingerprint", job.round, job.partition)
+        if noise:  # the server knows the run's seed: noise drawn from it could be taken off again
+            rng = np.random.default_rng()
         self.fingerprint = fingerprint(
             site.model,
             site.train_table,
             rows,
             site.model.num_labels,
             seed=site.seed,
-            rng=rng_for(site.seed, "fingerprint", job.round, job.partition),
+            rng=rng,
             kind=str(config["kind"]),  # type: ignore[arg-type]
             clip=float(config["clip"]) or None,
-            noise=float(config["noise"]),
+            noise=noise,
             batch_size=site.eval_batch_size,
             device=site.spec.device,
             threads=site.spec.threads,

@@ -86,7 +86,7 @@ def test_a_class_without_rows_is_empty_and_a_single_row_has_one_half():
 
 def test_many_classes_share_cells():
     y = np.arange(600) % 300
-    x = np.random.default_rng(0).standard_normal((600, 16)) + 10 * (y < 118)[:, None]
+    x = np.random.default_rng(0).standard_normal((600, 16)) + 10 * (y < 107)[:, None]
     own = read([sent(x, y, 300)])
     cells = own.rows.shape[2]
     assert cells == 107

@@ -25,6 +25,7 @@ from strategies.registry import STRATEGIES
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
 MODEL_KINDS = ("adapter", "head", "weights")
+HEADS = {"ditto": "per_task"}  # its shared model needs one to train with
 
 
 def assert_same(found: Run, expected: Run, models: int = 4) -> None:
@@ -104,7 +105,7 @@ def test_every_strategy_gives_the_same_bits_on_both_engines(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
 ) -> None:
-    """Two rounds over private heads, so that half of the carried versions are older than the run's.
+    """Two rounds; half of the versions that clients carry are older than the run's.
 
     Half of the clients train in a round; all are scored, and then carry what they missed.
     """
@@ -112,8 +113,7 @@ def test_every_strategy_gives_the_same_bits_on_both_engines(
     sections: dict[str, dict[str, Any]] = {
         "run": {"fraction": 0.5},
         "lora": {"rank": ranks},
-        # Ditto's shared model has a head of its own.
-        "model": {"head": "per_task" if name == "ditto" else "local"},
+        "model": {"head": HEADS.get(name) or STRATEGIES[name].head or "local"},
     }
     file = write_experiment(tmp_path / "e.toml", {**tree, "strategy": {"name": name}}, **sections)
     said = program("run", file, "--out", tmp_path / "ray", "--engine", "ray")

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from atlas_flwr.aggregation.graph import size_weighted
@@ -82,8 +81,7 @@ class Clustered(EqualRankRule):
                 sizes[update.partition] = update.report.num_examples
                 yield update
 
-        stream = noted()
-        tally = self.tally(state, stream)
+        tally = self.tally(state, noted())
         merged = replace(state, phase=state.phase + 1, sizes=sizes)
         return self.step(merged, tally.bodies(), tally.heads())
 
@@ -138,8 +136,3 @@ def numbered(labels: list[object]) -> dict[int, int]:
     """Return clusters by partition, numbered in order of appearance."""
     order = {label: i for i, label in enumerate(dict.fromkeys(labels))}
     return {partition: order[label] for partition, label in enumerate(labels)}
-
-
-def as_lists(matrix: NDArray[np.float64]) -> list[list[float | None]]:
-    """Return a matrix as plain values, null where there is no number."""
-    return [[float(x) if np.isfinite(x) else None for x in row] for row in matrix]

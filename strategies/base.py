@@ -145,16 +145,8 @@ class Method:
 
     def merge(self, state: State, updates: Iterator[Update]) -> State:
         """Fold the answers: the example-weighted mean of each group; absent groups stay."""
-        kept = dict(state.kept)
-
-        def noted() -> Iterator[Update]:
-            for update in updates:
-                if self.private():
-                    kept[update.partition] = state.round
-                yield update
-
-        tally = self.tally(state, noted())
-        merged = replace(state, phase=state.phase + 1, kept=kept)
+        tally, noted = self.tally(state, updates)
+        merged = replace(noted, phase=state.phase + 1)
         new = self.step(merged, tally.bodies(), tally.heads())
         measured = self.measure(new, tally.exact())
         if lost := tally.lost():
@@ -171,17 +163,24 @@ class Method:
 
     # -------------------------------------------------------------- parts of the merge
 
-    def tally(self, state: State, updates: Iterator[Update]) -> Tally:
-        """Fold the answers' bodies, heads and products, one client at a time."""
-        tally = Tally(self.fold)
+    def note(self, state: State, update: Update) -> State:
+        """Return the state with what is to be remembered of one client's answer."""
+        if not self.private():
+            return state
+        return replace(state, kept={**state.kept, update.partition: state.round})
+
+    def tally(self, state: State, updates: Iterator[Update]) -> tuple[Tally, State]:
+        """Fold the answers' bodies, heads and products one client at a time, and note them."""
+        tally, noted = Tally(self.fold), state
         for update in updates:
+            noted = self.note(noted, update)
             partition, weight = update.partition, update.report.num_examples
             body, group = self.received(state, update), self.body_key(partition)
             if body.shapes():  # the fold refuses what has no mean, before anything is computed
                 tally.body(group, body, weight)
                 tally.products(group, self.effective(state, partition, body), weight)
             tally.head(self.head_key(partition), update.parts.head, weight)
-        return tally
+        return tally, noted
 
     def fold(self, group: str) -> Fold:
         """Return a new merge of a group's bodies."""

@@ -73,17 +73,14 @@ class Clustered(EqualRankRule):
         return {}
 
     def merge(self, state: State, updates: Iterator[Update]) -> State:
-        """Take the trained models, noting how many rows each client has."""
-        sizes = dict(state.sizes)
-
-        def noted() -> Iterator[Update]:
-            for update in updates:
-                sizes[update.partition] = update.report.num_examples
-                yield update
-
-        tally = self.tally(state, noted())
-        merged = replace(state, phase=state.phase + 1, sizes=sizes)
+        """Take the trained models and step; there is no mean to measure."""
+        tally, noted = self.tally(state, updates)
+        merged = replace(noted, phase=state.phase + 1)
         return self.step(merged, tally.bodies(), tally.heads())
+
+    def note(self, state: State, update: Update) -> State:
+        """Note how many rows the client has."""
+        return replace(state, sizes={**state.sizes, update.partition: update.report.num_examples})
 
     def step(
         self, state: State, bodies: Mapping[str, ModelParts], heads: Mapping[str, Tensors]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -73,17 +73,12 @@ class HetLora(LoraRule):
             "prune-penalty": self.options.prune_penalty,
         }
 
-    def merge(self, state: State, updates: Iterator[Update]) -> State:
-        """Merge, and remember the ranks that clients gave up."""
-        ranks = dict(state.ranks)
-
-        def noted() -> Iterator[Update]:
-            for update in updates:
-                ranks[update.partition] = update.parts.ranks()
-                yield update
-
-        merged = super().merge(state, noted())
-        return replace(merged, ranks=ranks) if self.options.prune_keep < 1.0 else merged
+    def note(self, state: State, update: Update) -> State:
+        """Note the ranks that the client has left."""
+        state = super().note(state, update)
+        if self.options.prune_keep == 1.0:
+            return state
+        return replace(state, ranks={**state.ranks, update.partition: update.parts.ranks()})
 
 
 class Rbla(LoraRule):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -98,17 +98,9 @@ class Ditto(FedAvg):
         """Send λ."""
         return {"lambda": self.options.pull}
 
-    def merge(self, state: State, updates: Iterator[Update]) -> State:
-        """Merge the shared models, and note whose own was trained."""
-        kept = dict(state.kept)
-
-        def noted() -> Iterator[Update]:
-            for update in updates:
-                kept[update.partition] = state.round
-                yield update
-
-        merged = super().merge(state, noted())
-        return replace(merged, kept=kept)
+    def note(self, state: State, update: Update) -> State:
+        """Note whose own model was trained."""
+        return replace(state, kept={**state.kept, update.partition: state.round})
 
     def model_for(self, state: State, partition: int) -> Served:
         """Return the client's own model, of which the server holds nothing."""

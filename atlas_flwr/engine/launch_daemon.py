@@ -94,7 +94,12 @@ class ProcessTree:
         deadline = time.monotonic() + KILL_SECONDS
         while (left := self._signal_all(signal.SIGKILL)) and time.monotonic() < deadline:
             _wait_until(lambda: not self.look(), 0.5)
-        self.daemon.poll()  # takes its exit status, so that no zombie stays
+        try:
+            # Its exit status is to be had only when its last thread has gone: a poll would come
+            # too early at times, and leave a zombie.
+            self.daemon.wait(KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            left.add(psutil.Process(self.daemon.pid))
         return sorted(process.pid for process in left)
 
     def _signal_all(self, number: signal.Signals) -> set[psutil.Process]:
@@ -111,9 +116,15 @@ class ProcessTree:
 
 
 def lives(process: psutil.Process) -> bool:
-    """Say whether a process runs; a zombie only waits for its parent to ask for its status."""
+    """Say whether a process runs.
+
+    A zombie only waits for its parent to ask for its status, unless other threads survive its
+    first one.
+    """
     try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+        if not process.is_running():
+            return False
+        return process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1
     except psutil.NoSuchProcess:
         return False
 

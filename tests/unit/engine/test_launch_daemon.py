@@ -38,6 +38,15 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[-1])), Health).serve_forever()
 """
 
 
+# The first thread ends by the system call, so the process is a zombie with a living thread.
+HEADLESS = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(300,)).start()
+print("started", flush=True)
+ctypes.CDLL(None).syscall(ctypes.c_long(60), ctypes.c_long(0))
+"""
+
+
 @pytest.fixture
 def area():
     with private_area() as area:
@@ -107,6 +116,18 @@ def test_stopping_twice_is_harmless(area, env, script):
     tree.daemon.wait(timeout=20)
     assert tree.stop() == []
     assert tree.stop() == []
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.uname().machine != "x86_64", reason="a system call by number"
+)
+def test_a_daemon_whose_first_thread_has_gone_is_ended_and_its_status_taken(area, env, script):
+    tree = ProcessTree.start([sys.executable, script(HEADLESS)], area, env)
+    root = psutil.Process(tree.daemon.pid)
+    assert launch_daemon._wait_until(lambda: root.status() == psutil.STATUS_ZOMBIE, 20)
+    assert launch_daemon.lives(root)
+    assert tree.stop(grace=0.2) == []
+    assert tree.daemon.returncode is not None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent's death is told on Linux only")

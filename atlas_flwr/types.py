@@ -158,6 +158,11 @@ class ModelParts:
         weights = {name: flat[name] for name in self.weights}
         return replace(self, adapter=adapter, core=core, weights=weights)
 
+    def single(self) -> ModelParts:
+        """Return a copy whose body is float32, as it travels."""
+        flat = self.body()
+        return self.with_body({n: t.astype(np.float32, copy=False) for n, t in flat.items()})
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor of body and head."""
         return {name: t.shape for name, t in (self.body() | dict(self.head)).items()}
@@ -203,9 +208,12 @@ class Job:
         expects: Shapes of the tensors to come back; it stays at the server.
         shrinks: Factors may come back with a smaller rank; it stays at the server.
         sparse: Zeros of the adapter don't travel, in either direction.
-        options: The method's numbers for the client (e.g. ``{"mu": 0.01}``).
-        rows: ``"own"`` rows, or the task's ``"full"`` validation set (evaluation only).
+        options: The method's numbers for the client (e.g. ``{"mu": 0.01}``); under ``hold-back``
+            the share of its training rows that no training sees.
+        rows: ``"own"`` rows, the task's ``"full"`` validation set (evaluation only), or the
+            training rows ``"held"`` back.
         pool: Partitions whose training rows are used together; empty means the client's own.
+        choices: Whole models the client scores, or chooses from, in place of ``parts``.
     """
 
     partition: int
@@ -223,8 +231,9 @@ class Job:
     shrinks: bool = False
     sparse: bool = False
     options: Mapping[str, Scalar] = field(default_factory=dict)
-    rows: Literal["own", "full"] = "own"
+    rows: Literal["own", "full", "held"] = "own"
     pool: tuple[int, ...] = ()
+    choices: tuple[ModelParts, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -258,7 +267,8 @@ class Update:
         report: What it says of the job.
         parts: The tensors it returned.
         sparse: Zeros of the adapter don't travel.
-        fingerprint: What it says of its rows, where it was asked that instead.
+        fingerprint: What it says of its rows, where it was asked that: of what they are like, or
+            ``losses``, the mean loss under each model it was sent to choose from.
     """
 
     partition: int

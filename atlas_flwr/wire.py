@@ -3,7 +3,8 @@
 One message carries an ``ArrayRecord`` for each kind of part that travels (``adapter``, ``head``,
 ``weights``), a ``ConfigRecord`` for what is asked, and a ``MetricRecord`` for what is measured.
 Tensors are named as in ``flat``; the scales of LoRA factors travel beside them, so that no side
-reads a scale from its own configuration.
+reads a scale from its own configuration. Models to choose from travel in the same message, each in
+records of its own, ``choice-0/adapter`` and so on.
 """
 
 from __future__ import annotations
@@ -24,25 +25,25 @@ FINGERPRINT = "fingerprint"
 PARTITION_ID = "partition-id"  # Flower's own node-config key
 NUM_EXAMPLES = "num-examples"
 
-_JOB, _FACTS, _METRICS, _SAID = "job", "facts", "metrics", "said"
+_JOB, _FACTS, _METRICS, _SAID, _CHOICE = "job", "facts", "metrics", "said", "choice"
 _OWN_METRICS = (NUM_EXAMPLES, "seconds", "peak-memory-bytes")
 
 
 # ------------------------------------------------------------------ model parts
 
 
-def _pack_parts(content: RecordDict, parts: ModelParts, sparse: bool) -> None:
+def _pack_parts(content: RecordDict, parts: ModelParts, sparse: bool, prefix: str = "") -> None:
     facts: dict[str, object] = {}
     for kind, tensors in flatten(parts).items():
         named = tensors
         if sparse and kind == "adapter":
             facts["columns"] = {name: tensor.shape[1] for name, tensor in tensors.items()}
             named = squeeze(tensors)
-        content[kind] = _pack_arrays(named)
+        content[prefix + kind] = _pack_arrays(named)
     if parts.adapter:
         facts["scales"] = {module: float(f.scale) for module, f in parts.adapter.items()}
     if facts:
-        content[_FACTS] = ConfigRecord({"facts": json.dumps(facts)})
+        content[prefix + _FACTS] = ConfigRecord({"facts": json.dumps(facts)})
 
 
 def _pack_arrays(tensors: Tensors) -> ArrayRecord:
@@ -55,9 +56,10 @@ def _read_arrays(content: RecordDict, kind: str) -> Tensors:
     return {} if record is None else {name: array.numpy() for name, array in record.items()}
 
 
-def _read_parts(content: RecordDict) -> ModelParts:
-    kinds = {kind: _read_arrays(content, kind) for kind in KINDS if kind in content}
-    told = content.config_records.get(_FACTS, ConfigRecord())
+def _read_parts(content: RecordDict, prefix: str = "") -> ModelParts:
+    names = {kind: prefix + kind for kind in KINDS}
+    kinds = {kind: _read_arrays(content, n) for kind, n in names.items() if n in content}
+    told = content.config_records.get(prefix + _FACTS, ConfigRecord())
     facts = json.loads(str(told.get("facts", "{}")))
     if not (isinstance(facts, dict) and all(isinstance(each, dict) for each in facts.values())):
         raise WireError("the message's scales or columns are not told by name")
@@ -78,6 +80,8 @@ def pack_job(job: Job, config: str) -> RecordDict:
     """
     content = RecordDict()
     _pack_parts(content, job.parts, job.sparse)
+    for number, parts in enumerate(job.choices):
+        _pack_parts(content, parts, job.sparse, _choice(number))
     facts: dict[str, object] = {
         "partition": job.partition,
         "action": job.action,
@@ -93,6 +97,7 @@ def pack_job(job: Job, config: str) -> RecordDict:
         "options": dict(job.options),
         "rows": job.rows,
         "pool": list(job.pool),
+        "choices": len(job.choices),
     }
     content[_JOB] = ConfigRecord({"job": json.dumps(facts), "config": config})
     return content
@@ -126,10 +131,16 @@ def read_job(content: RecordDict) -> tuple[Job, str]:
             options=facts["options"],
             rows=facts["rows"],
             pool=tuple(facts["pool"]),
+            choices=tuple(_read_parts(content, _choice(n)) for n in range(facts["choices"])),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise WireError(f"a job this version doesn't understand: {error!r}") from error
     return job, str(record["config"])
+
+
+def _choice(number: int) -> str:
+    """Return what the names of a choice's records begin with."""
+    return f"{_CHOICE}-{number}/"
 
 
 def _named(names: Iterable[str]) -> frozenset[Part]:
@@ -223,8 +234,9 @@ def count_bytes(content: RecordDict) -> dict[str, int]:
     counts: dict[str, int] = {kind: 0 for kind in (*KINDS, FINGERPRINT)}
     rest = RecordDict()
     for name, record in content.items():
-        if name in counts:
-            counts[name] = record.count_bytes()
+        kind = name.rpartition("/")[2]  # of a choice's own records, or the name itself
+        if kind in counts:
+            counts[kind] += record.count_bytes()
         else:
             rest[name] = record
     return {**counts, "other": recorddict_to_proto(rest).ByteSize()}

@@ -22,9 +22,9 @@ from rich.table import Table
 from sklearn.metrics import adjusted_rand_score
 
 from atlas_flwr.clustering.cluster import cluster
+from atlas_flwr.clustering.compared import by_angles, by_silhouette
 from atlas_flwr.clustering.merge import merge_test
-from atlas_flwr.fingerprint.distance import distances
-from atlas_flwr.fingerprint.prints import vectors
+from atlas_flwr.fingerprint.subspace import subspace
 from atlas_flwr.fingerprint.summary import summarise
 from atlas_flwr.types import Array, Tensors
 from benchmarks.task_clients import (
@@ -40,6 +40,7 @@ from benchmarks.task_clients import (
 )
 
 ENOUGH = 8
+TUNED = 195.0  # degrees: between most pairs of one task and most of two, which nobody knows before
 Labels = Sequence[int]
 
 
@@ -82,19 +83,9 @@ def part(prints: Sequence[Tensors], signs: tuple[float, float]) -> list[Tensors]
     return found
 
 
-def by_silhouette(prints: Sequence[Tensors], method: str, seed: int) -> Labels:
-    """Cluster the distances of class means as similarities, k by silhouette with its null test."""
-    effect = np.maximum(distances(prints).effect, 0.0)
-    width = np.median(effect[np.triu_indices(len(effect), 1)])
-    similarity = np.exp(-effect / max(width, 1e-12))
-    np.fill_diagonal(similarity, 1.0)
-    return cluster(similarity, method, seed=seed).labels  # type: ignore[arg-type]
-
-
-def embedded(clients: Sequence[Client], seed: int) -> Labels:
-    """Cluster mean embeddings by cosine, k by silhouette with its null tests."""
-    whole, halves = vectors(embeddings(clients, seed))
-    return cluster(whole, halves=halves, seed=seed).labels
+def subspaces(clients: Sequence[Client], seed: int, classes: int = 1) -> list[Tensors]:
+    """Return what ``embedding_cluster`` compares: three directions of all rows or each class."""
+    return [subspace(c.features, c.labels, classes, seed=seed) for c in clients]
 
 
 def head_gradient(clients: Sequence[Client], seed: int) -> Labels:
@@ -113,10 +104,21 @@ METHODS: dict[str, Callable[[Sequence[Client], int], Labels]] = {
     "class means, merge test": lambda c, s: merge_test(class_means(c, s)).labels,
     "even part, merge test": lambda c, s: merge_test(part(class_means(c, s), (0.5, 0.5))).labels,
     "odd part, merge test": lambda c, s: merge_test(part(class_means(c, s), (-0.5, 0.5))).labels,
-    "class means, silhouette": lambda c, s: by_silhouette(class_means(c, s), "agglomerative", s),
-    "class means, k-means": lambda c, s: by_silhouette(class_means(c, s), "kmeans", s),
+    "class means, silhouette": lambda c, s: by_silhouette(class_means(c, s), seed=s).labels,
+    "class means, k-means": lambda c, s: (
+        by_silhouette(class_means(c, s), method="kmeans", seed=s).labels
+    ),
     "embedding, merge test": lambda c, s: merge_test(embeddings(c, s)).labels,
-    "embedding, silhouette": embedded,
+    "embedding, silhouette": lambda c, s: by_silhouette(embeddings(c, s), seed=s).labels,
+    "subspace, silhouette": lambda c, s: by_angles(subspaces(c, s), seed=s).labels,
+    "subspace, smallest angle, silhouette": lambda c, s: (
+        by_angles(subspaces(c, s), measure="smallest", seed=s).labels
+    ),
+    f"subspace, {TUNED:g} degrees": lambda c, s: by_angles(subspaces(c, s), threshold=TUNED).labels,
+    "class subspaces, silhouette": lambda c, s: by_angles(subspaces(c, s, 2), seed=s).labels,
+    "class subspaces, smallest angle, silhouette": lambda c, s: (
+        by_angles(subspaces(c, s, 2), measure="smallest", seed=s).labels
+    ),
     "mean gradient, silhouette": head_gradient,
 }
 

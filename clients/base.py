@@ -6,6 +6,7 @@ was sent before, is kept in its vault, named by the round in which it was writte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
@@ -21,7 +22,7 @@ from atlas_flwr.flat import from_arrays, to_arrays
 from atlas_flwr.models.adapter_io import read_parts, write_parts
 from atlas_flwr.models.backbone import LoadedModel
 from atlas_flwr.seeding import rng_for, seed_for
-from atlas_flwr.training.evaluate import evaluate
+from atlas_flwr.training.evaluate import EvalResult, evaluate
 from atlas_flwr.training.local import Goal, TrainResult, TrainSpec, train
 from atlas_flwr.types import PARTS, Adapter, Array, Job, ModelParts, Part, Scalar, Stage, Tensors
 
@@ -109,7 +110,7 @@ class FineTuneClient(NumPyClient):
     def evaluate(
         self, parameters: list[Array], config: dict[str, Scalar]
     ) -> tuple[float, int, dict[str, Scalar]]:
-        """Score the tensors sent on the client's own slice, or on the task's full set.
+        """Score the tensors sent on the client's own slice, the task's full set, or held rows.
 
         Returns:
             The mean loss (NaN without rows), the rows scored, and the metrics.
@@ -117,15 +118,10 @@ class FineTuneClient(NumPyClient):
         site = self.site
         self._load(from_arrays(parameters, self.layout))
         rows = site.full_rows if self.job.rows == "full" else site.own_rows
-        result = evaluate(
-            site.model,
-            site.score_table,
-            np.asarray(rows),
-            batch_size=site.eval_batch_size,
-            precision=site.spec.precision,
-            device=site.spec.device,
-            threads=site.spec.threads,
-        )
+        if self.job.rows == "held":
+            result = self._score(site.train_table, self.rows_held)
+        else:
+            result = self._score(site.score_table, rows)
         return result.loss, result.num_examples, dict(result.metrics)
 
     # -------------------------------------------------------------- what a subclass may change
@@ -139,7 +135,39 @@ class FineTuneClient(NumPyClient):
         """Return the tensors after training, given those before."""
         return read_parts(self.site.model)
 
+    # -------------------------------------------------------------- its rows
+
+    @property
+    def rows_trained(self) -> Array:
+        """The training rows but those held back."""
+        return np.setdiff1d(self.site.train_rows, self.rows_held, assume_unique=True)
+
+    @property
+    def rows_held(self) -> Array:
+        """The last share of a seeded permutation of the training rows, the same in every round.
+
+        Where a share is asked for and there are two rows, there is one to hold and one to train on.
+        """
+        rows = np.asarray(self.site.train_rows)
+        share = float(self.job.options.get("hold-back", 0.0))
+        held = min(math.ceil(share * len(rows)), len(rows) - 1)
+        rng = rng_for(self.site.seed, "hold-back", 0, self.job.partition)
+        return rng.permutation(rows)[len(rows) - held :]
+
     # -------------------------------------------------------------- the steps
+
+    def _score(self, table: TokenTable, rows: Array) -> EvalResult:
+        """Score the model as it is loaded."""
+        site = self.site
+        return evaluate(
+            site.model,
+            table,
+            np.asarray(rows),
+            batch_size=site.eval_batch_size,
+            precision=site.spec.precision,
+            device=site.spec.device,
+            threads=site.spec.threads,
+        )
 
     def _train(
         self, number: int, stage: Stage, config: Mapping[str, Scalar], goal: Goal | None = None
@@ -152,7 +180,7 @@ class FineTuneClient(NumPyClient):
         return train(
             site.model,
             site.train_table,
-            site.train_rows,
+            self.rows_trained,
             replace(site.spec, epochs=epochs),
             rng_for(site.seed, f"batches{role}", job.round, job.partition),
             seed_for(site.seed, f"dropout{role}", job.round, job.partition),

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from atlas_flwr.fingerprint.features import fingerprint
+from atlas_flwr.fingerprint.features import fingerprint, subspace_of
 from atlas_flwr.flat import from_arrays
 from atlas_flwr.seeding import rng_for
-from atlas_flwr.types import Array, Scalar
+from atlas_flwr.training.gradient import Passes, leading_values
+from atlas_flwr.types import Array, Scalar, Tensors
 from clients.base import FineTuneClient
+
+IMPORTANCE = "importance"
+# A gradient's leading energies settle with few rows, and a backward pass through all costs as much
+# as a round of training.
+IMPORTANCE_ROWS = 128
 
 
 class FingerprintClient(FineTuneClient):
@@ -24,15 +30,41 @@ class FingerprintClient(FineTuneClient):
 
         Args:
             parameters: None: all is drawn from the seed.
-            config: ``kind``, ``clip`` (0 for none) and ``noise``.
+            config: ``kind``, ``clip`` (0 for none), ``noise``, and ``importance-rank``, how many
+                singular values of the mean gradient are told (0 for none). For ``kind``
+                ``"subspace"``: ``dimensions`` and ``class-wise``.
         """
-        site, job = self.site, self.job
         self._load(from_arrays(parameters, self.layout))
+        measure = self._subspace if config["kind"] == "subspace" else self._print
+        self.fingerprint = measure(config)
+        if wanted := int(config.get("importance-rank", 0)):
+            self.fingerprint = {**self.fingerprint, IMPORTANCE: self._importance(wanted)}
+        return [], len(self.site.train_rows), {}
+
+    def _subspace(self, config: dict[str, Scalar]) -> Tensors:
+        """Return the leading directions of the rows."""
+        site = self.site
+        return subspace_of(
+            site.model,
+            site.train_table,
+            np.asarray(site.train_rows),
+            site.model.num_labels,
+            seed=site.seed,
+            dimensions=int(config["dimensions"]),
+            class_wise=bool(config["class-wise"]),
+            batch_size=site.eval_batch_size,
+            device=site.spec.device,
+            threads=site.spec.threads,
+        )
+
+    def _print(self, config: dict[str, Scalar]) -> Tensors:
+        """Return means of the rows, or gradients on them."""
+        site, job = self.site, self.job
         rows, noise = np.asarray(site.train_rows), float(config["noise"])
         rng = rng_for(site.seed, "fingerprint", job.round, job.partition)
         if noise:  # the server knows the run's seed: noise drawn from it could be taken off again
             rng = np.random.default_rng()
-        self.fingerprint = fingerprint(
+        return fingerprint(
             site.model,
             site.train_table,
             rows,
@@ -46,4 +78,23 @@ class FingerprintClient(FineTuneClient):
             device=site.spec.device,
             threads=site.spec.threads,
         )
-        return [], len(rows), {}
+
+    def _importance(self, rank: int) -> Array:
+        """Return the leading singular values of each module's mean gradient, of the largest.
+
+        Returns:
+            float16, shape ``(modules, rank)``, in the model's order, zero where a module has none.
+        """
+        site, job = self.site, self.job
+        rng = rng_for(site.seed, IMPORTANCE, job.round, job.partition)
+        told = leading_values(
+            site.model,
+            site.train_table,
+            rng.permutation(site.train_rows)[:IMPORTANCE_ROWS],
+            rank,
+            Passes(site.spec.batch_size, site.spec.device, site.spec.threads),
+        )
+        values = np.zeros((len(told), rank))
+        for row, own in zip(values, told.values(), strict=True):
+            row[: len(own)] = own
+        return (values / (values.max() or 1.0)).astype(np.float16)

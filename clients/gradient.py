@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from atlas_flwr.flat import from_arrays, to_arrays
-from atlas_flwr.training.gradient import leading_gradient
+from atlas_flwr.training.gradient import Passes, leading_gradient
 from atlas_flwr.types import Array, ModelParts, Scalar
 from clients.lora import LoraClient
 
@@ -30,9 +30,7 @@ class GradientClient(LoraClient):
             site.train_table,
             rows,
             int(config["gradient-rank"]),
-            batch_size=site.spec.batch_size,
-            device=site.spec.device,
-            threads=site.spec.threads,
+            Passes(site.spec.batch_size, site.spec.device, site.spec.threads),
         )
         arrays, self.layout = to_arrays(ModelParts(adapter=gradient))
         return arrays, len(rows), {}

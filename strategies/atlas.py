@@ -1,138 +1,165 @@
-"""ATLAS: clusters from fingerprints, and personal models pulled together inside them."""
+"""ATLAS: clusters from fingerprints, ranks under budgets, and a graph step between models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+import numpy as np
+from pydantic import Field
 
-from atlas_flwr.types import FACTORS, Job, Scalar, Update
-from strategies.base import Options, State
-from strategies.clustered import Clustered, Step
-from strategies.found import find, place
+from atlas_flwr.errors import AggregationError
+from atlas_flwr.types import Job, ModelParts, Scalar, Tensors, Update
+from strategies.allocated import Allocated, RankOptions
+from strategies.base import Method, State
+from strategies.clustered import Eta
+from strategies.walking import GraphOptions, Walking
 
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
-
-
-class FingerprintOptions(Options):
-    """Options of the fingerprints."""
-
-    fingerprint: Literal["class_means", "embedding", "mean_gradient", "rms_gradient"] = (
-        "class_means"
-    )
-    """What clients are compared by."""
-    clip: Amount = 0.0
-    """Features are shortened to this norm; 0 leaves them. Noise needs it."""
-    noise: Amount = 0.0
-    """σ of the Gaussian mechanism on the fingerprint, in units of what one row's text can change
-    (``atlas_flwr.fingerprint.privacy`` says what ε that is); 0 is none."""
-
-    @model_validator(mode="after")
-    def _noise_needs_clip(self) -> Self:
-        if self.noise and not self.clip:
-            raise ValueError("noise needs a clip: set strategy.options.clip too")
-        return self
+GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-class AtlasOptions(FingerprintOptions):
+class AtlasOptions(GraphOptions):
     """Options of ATLAS."""
 
-    eta: Step = 0.5
-    """η: 0 leaves every client alone, 1 gives it its cluster's mean weighted by rows."""
+    eta: Eta | Literal["auto"] = 0.5
+    """η: 0 leaves every client alone, 1 goes as far as the graph allows, which is the cluster's
+    weighted mean where it is complete. ``auto``: each cluster takes, round by round, the step whose
+    models lose least on rows that its clients hold back from training."""
+    hold_back: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.2
+    """Share of a client's training rows that ``auto`` holds back."""
 
 
-class FingerprintClustered(Clustered):
-    """Clients are clustered by what their rows look like to the shared, seeded model.
+class Atlas(Walking):
+    """Personal adapters that take one step along the graph of their cluster, on products.
 
-    Round 1 begins with one exchange in which every client sends a fingerprint of at most 8 kB; the
-    server compares them, finds how many clusters there are, one included, and never learns what
-    the tasks are called. Who arrives later is placed by its fingerprint.
+    With ``eta = "auto"`` a round has one more exchange: every client of the cohort is sent the
+    models it would have after each step of ``GRID`` and answers with their losses on rows it does
+    not train on. A cluster of which nobody was drawn keeps the step it took last.
     """
-
-    options_type: ClassVar[type[Options]] = FingerprintOptions
-    options: FingerprintOptions
-
-    def plan(self, state: State, cohort: Sequence[int]) -> list[Job] | None:
-        """Ask whom nobody knows yet for a fingerprint, then let the cohort train."""
-        if state.phase == 0 and (lacking := self._lacking(state, cohort)):
-            return [self._fingerprint_job(state, partition) for partition in lacking]
-        if state.phase > (1 if state.asked == state.round else 0):
-            return None
-        return [self.train_job(state, p) for p in cohort if p in state.clusters]
-
-    def merge(self, state: State, updates: Iterator[Update]) -> State:
-        """Find clusters, place late-comers, or take the trained models."""
-        first = next(updates, None)
-        if first is None:
-            return super().merge(state, updates)
-        stream = chain([first], updates)
-        return self._known(state, stream) if first.fingerprint else super().merge(state, stream)
-
-    def _lacking(self, state: State, cohort: Sequence[int]) -> list[int]:
-        """Return who is to be asked: everybody at first, then those of the cohort nobody knows."""
-        wanted = cohort if state.prints else range(self.setting.clients)
-        return [p for p in wanted if p not in state.prints]
-
-    def _fingerprint_job(self, state: State, partition: int) -> Job:
-        """Return the job that measures a client's rows at the seeded start."""
-        options: dict[str, Scalar] = {
-            "kind": self.options.fingerprint,
-            "clip": self.options.clip,
-            "noise": self.options.noise,
-        }
-        return Job(
-            partition=partition,
-            action="train.fingerprint",
-            round=state.round,
-            seeded=FACTORS | {"head"},
-            options=options,
-        )
-
-    def _known(self, state: State, updates: Iterator[Update]) -> State:
-        """Return the state with the clusters of those who told their fingerprint."""
-        new = {update.partition: update.fingerprint for update in updates}
-        state = replace(state, phase=state.phase + 1, asked=state.round)
-        prints = {**state.prints, **new}
-        if not state.prints:
-            clusters, facts = find(prints, self.spaces())
-            return replace(state, prints=prints, clusters=clusters, found=facts)
-        clusters = {**state.clusters, **place(new, state.prints, state.clusters, self.spaces())}
-        return replace(state, prints=prints, clusters=clusters)
-
-
-class Atlas(FingerprintClustered):
-    """Personal adapters that take one step along the graph of their cluster, on products."""
 
     options_type = AtlasOptions
     options: AtlasOptions
-    summary = "clusters from fingerprints, one graph step on products inside them"
+    summary = "clusters from fingerprints, ranks by budget, one graph step on products"
+
+    def eta_of(self, state: State, partition: int) -> float:
+        """Return the option, or what the client's cluster has chosen."""
+        eta = self.options.eta
+        return state.etas.get(state.clusters[partition], 0.0) if eta == "auto" else eta
+
+    def job_options(self, state: State) -> Mapping[str, Scalar]:
+        """Hold rows back where they are needed."""
+        told = super().job_options(state)
+        return {**told, "hold-back": self.options.hold_back} if self._auto else told
+
+    def plan(self, state: State, cohort: Sequence[int]) -> list[Job] | None:
+        """Train; then, where η is chosen, let those who trained score each step."""
+        if self._auto and self.exchange(state) == 1:
+            trained = [p for p in cohort if p in state.sizes]
+            return self._score_jobs(state, trained) or None
+        return super().plan(state, cohort)
+
+    def step(
+        self, state: State, bodies: Mapping[str, ModelParts], heads: Mapping[str, Tensors]
+    ) -> State:
+        """Take the trained models, and the step unless it has to be chosen first."""
+        if self._auto:
+            return Method.step(self, state, bodies, heads)
+        return super().step(state, bodies, heads)
+
+    def merge(self, state: State, updates: Iterator[Update]) -> State:
+        """Choose η from the losses that were told, and take the step."""
+        if not (self._auto and self.exchange(state) == 1):
+            return super().merge(state, updates)
+        losses = self._losses(state, updates)
+        chosen = {c: GRID[int(np.argmin(each))] for c, each in losses.items()}
+        stepped = self.along_the_graph(
+            replace(state, phase=state.phase + 1, etas={**state.etas, **chosen})
+        )
+        told = {
+            str(c): {f"{eta:g}": loss for eta, loss in zip(GRID, each, strict=True)}
+            for c, each in losses.items()
+        }
+        etas = {str(c): eta for c, eta in sorted(stepped.etas.items())}
+        return replace(stepped, measured=replace(stepped.measured, eta=etas, eta_loss=told))
+
+    # -------------------------------------------------------------- choosing η
 
     @property
-    def eta(self) -> float:
-        """The step η."""
-        return self.options.eta
+    def _auto(self) -> bool:
+        return self.options.eta == "auto"
+
+    def _score_jobs(self, state: State, trained: Sequence[int]) -> list[Job]:
+        """Return the jobs that score the models after each step of the grid."""
+        after = [self._stepped(state, eta) for eta in GRID] if trained else []
+        return [
+            Job(
+                partition=partition,
+                action="train.score",
+                round=state.round,
+                choices=tuple(self.model_for(each, partition).parts for each in after),
+                rows="held",
+                options=self.job_options(state),
+                returns=frozenset(),
+            )
+            for partition in trained
+        ]
+
+    def _stepped(self, state: State, eta: float) -> State:
+        """Return the state if every cluster took this step."""
+        return self.along_the_graph(
+            replace(state, etas=dict.fromkeys(state.clusters.values(), eta))
+        )
+
+    def _losses(self, state: State, updates: Iterator[Update]) -> dict[int, list[float]]:
+        """Return the mean loss after each step over the rows that a cluster's clients told of."""
+        sums: dict[int, list[tuple[float, list[float]]]] = {}
+        for update in updates:
+            told = np.asarray(update.fingerprint.get("losses", ()), np.float64)
+            if told.shape != (len(GRID),) or not np.isfinite(told).all():
+                raise AggregationError(f"partition {update.partition}: told no losses of each step")
+            rows = update.report.num_examples
+            if rows:
+                cluster = sums.setdefault(state.clusters[update.partition], [])
+                cluster.append((float(rows), [float(loss) for loss in told]))
+        return {
+            cluster: list(np.average([t for _, t in each], axis=0, weights=[n for n, _ in each]))
+            for cluster, each in sorted(sums.items())
+        }
 
 
-class AtlasNoLaplacian(FingerprintClustered):
+class UniformOptions(AtlasOptions):
+    """Options of ATLAS with equal ranks."""
+
+    ranks: Literal["uniform"] = "uniform"
+    """Equal ranks in each client's budget."""
+
+
+class AtlasUniformRank(Atlas):
+    """ATLAS whose clients give every module the same rank, at the same bytes."""
+
+    options_type = UniformOptions
+    options: UniformOptions
+    summary = "atlas with equal ranks at the same bytes (an ablation)"
+
+
+class AtlasNoLaplacian(Allocated):
     """ATLAS without its graph step: with nothing averaged before it, this is local training."""
 
+    options_type = RankOptions
     summary = "atlas at η = 0: local training (an ablation)"
 
-    @property
-    def eta(self) -> float:
+    def eta_of(self, state: State, partition: int) -> float:
         """Take no step."""
         return 0.0
 
 
-class AtlasClusterMean(FingerprintClustered):
+class AtlasClusterMean(Allocated):
     """ATLAS whose step is the whole way: every client gets its cluster's mean product."""
 
+    options_type = RankOptions
     summary = "atlas at η = 1: the mean product of each found cluster"
 
-    @property
-    def eta(self) -> float:
+    def eta_of(self, state: State, partition: int) -> float:
         """Go to the mean."""
         return 1.0

@@ -12,8 +12,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-
 from atlas_flwr.aggregation.measures import effective_rank, relative_error
 from atlas_flwr.config.schema import Section
 from atlas_flwr.errors import ConfigError
@@ -63,6 +61,11 @@ class Method:
         self.setting = setting
         self.options = options
         self.check()
+
+    @classmethod
+    def widest(cls, options: Options) -> int:
+        """Return the highest rank the method may give by itself; 0 if it gives none."""
+        return 0
 
     def check(self) -> None:
         """Refuse a setting the method is not defined for.
@@ -158,7 +161,7 @@ class Method:
         private = self.private()
         body = self.body_for(state, partition).without(*private)
         head = {} if "head" in private else state.heads.get(self.head_key(partition), {})
-        parts = replace(_single(body), head=head)
+        parts = replace(body.single(), head=head)
         return Served(self.name_of(partition), parts, private, state.kept.get(partition, 0))
 
     # -------------------------------------------------------------- parts of the merge
@@ -207,6 +210,10 @@ class Method:
         """Return a client's body as the server has it for that client, before rounding."""
         return state.bodies.get(self.body_key(partition), ModelParts())
 
+    def whole(self, state: State, partition: int) -> ModelParts:
+        """Return the seeded model the client starts from."""
+        return self.setting.initial_for(partition)
+
     def name_of(self, partition: int) -> str:
         """Return the name of the client's model: clients with one name hold the same tensors."""
         if self.private():
@@ -253,7 +260,7 @@ class Method:
     def train_job(self, state: State, partition: int) -> Job:
         """Return the plain job: train what the client is served."""
         job = self.job(state, partition, "train")
-        returns, whole = self.returns(state), self.setting.initial_for(partition)
+        returns, whole = self.returns(state), self.whole(state, partition)
         return replace(
             job,
             stages=self.stages(state),
@@ -285,11 +292,3 @@ class Method:
         """Note which version the clients that answered carry now."""
         new = {job.partition: job.carried[1] for job in jobs if job.carried[1]}
         return replace(state, delivered={**state.delivered, **new}) if new else state
-
-
-def _single(body: ModelParts) -> ModelParts:
-    """Return the body as it travels: float32."""
-    flat = body.body()
-    return body.with_body(
-        {name: tensor.astype(np.float32, copy=False) for name, tensor in flat.items()}
-    )

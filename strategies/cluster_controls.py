@@ -5,33 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 from atlas_flwr.seeding import rng_for
-from strategies.base import Options, State
-from strategies.clustered import Clustered, Step, numbered
+from strategies.base import State
+from strategies.clustered import AtOneStep, MeanOptions, numbered
 
 
-class MeanOptions(Options):
-    """Options of the graph step, its default the cluster's mean."""
-
-    eta: Step = 1.0
-    """η: 0 leaves every client alone, 1 gives it its cluster's mean weighted by rows."""
-
-
-class OracleCluster(Clustered):
+class OracleCluster(AtOneStep):
     """The clusters are the tasks, which no server should know: the ceiling of clustering."""
 
     options_type = MeanOptions
     options: MeanOptions
     summary = "the true tasks as clusters, mean product inside (the ceiling of clustering)"
 
-    @property
-    def eta(self) -> float:
-        """The step η."""
-        return self.options.eta
-
     def start(self) -> State:
         """Return the state before round 1, with the clusters in it."""
         clusters = numbered(self.labels())
-        found = {"k": len(set(clusters.values())), "why": self.summary}
+        told = {str(p): cluster for p, cluster in clusters.items()}
+        found = {"k": len(set(told.values())), "why": self.summary, "clusters": told}
         return replace(super().start(), clusters=clusters, found=found)
 
     def labels(self) -> list[object]:

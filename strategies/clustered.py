@@ -6,23 +6,30 @@ graph Laplacian inside their cluster, on products and not on factors; nothing is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
-from atlas_flwr.aggregation.graph import size_weighted
-from atlas_flwr.aggregation.laplacian import product_step
+from atlas_flwr.aggregation.graph import Float, size_weighted
+from atlas_flwr.aggregation.laplacian import Step, product_step
 from atlas_flwr.aggregation.laplacian_linear import tensor_step
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.results.record import Measured
 from atlas_flwr.types import Adapter, Array, ModelParts, Tensors, Update
-from strategies.base import Method, State
+from strategies.base import Method, Options, State
 from strategies.lora_rule import EqualRankRule
 
-Step = Annotated[float, Field(ge=0, le=1, strict=True)]
+Eta = Annotated[float, Field(ge=0, le=1, strict=True)]
+
+
+class MeanOptions(Options):
+    """Options of the graph step, its default the cluster's mean."""
+
+    eta: Eta = 1.0
+    """η: 0 leaves every client alone, 1 gives it its cluster's mean weighted by rows."""
 
 
 class Clustered(EqualRankRule):
@@ -39,10 +46,25 @@ class Clustered(EqualRankRule):
     cuts = False
     head = "personal"
 
-    @property
-    def eta(self) -> float:
-        """The step η: 0 leaves every client alone, 1 gives it its cluster's weighted mean."""
+    # -------------------------------------------------------------- what a subclass may change
+
+    def eta_of(self, state: State, partition: int) -> float:
+        """Return a client's step η: 0 leaves it alone, 1 gives it its cluster's weighted mean."""
         raise NotImplementedError
+
+    def graph(self, state: State, present: Sequence[int]) -> Float:
+        """Return the graph of the clients that have trained, for η up to 1."""
+        sizes = [float(state.sizes[p]) for p in present]
+        return size_weighted(sizes, [state.clusters[p] for p in present])
+
+    def moved(
+        self, state: State, present: Sequence[int], graph: Float, sizes: Sequence[float]
+    ) -> Step:
+        """Return the adapters after the step η = 1 on a graph."""
+        adapters = [state.bodies[f"client-{p}"].adapter for p in present]
+        return product_step(adapters, graph, sizes, 1.0, self.fresh())
+
+    # -------------------------------------------------------------- personal models
 
     def body_key(self, partition: int) -> str:
         """Name the client's own group: the server keeps its personal adapter."""
@@ -62,7 +84,7 @@ class Clustered(EqualRankRule):
         Raises:
             AggregationError: A module is missing.
         """
-        body = update.parts.without("head")
+        body = super().received(state, update)
         own = self.setting.initial_for(update.partition).adapter
         if odd := sorted(own.keys() ^ body.adapter.keys()):
             raise AggregationError(f"{odd[0]}: a personal model came without it")
@@ -87,14 +109,23 @@ class Clustered(EqualRankRule):
     ) -> State:
         """Take the trained models as they came, then one step along the graph."""
         trained = Method.step(self, state, bodies, heads)
-        return self._along_the_graph(trained, sorted(state.sizes)) if bodies else trained
+        return self.along_the_graph(trained) if bodies else trained
 
-    def _along_the_graph(self, state: State, present: list[int]) -> State:
+    # -------------------------------------------------------------- the step
+
+    def along_the_graph(self, state: State) -> State:
+        """Return the state after one step of all who have trained, each with its own η.
+
+        Neighbours of different η take the smaller one on their edge: the graph stays symmetric.
+        """
+        present = sorted(state.sizes)
+        etas = np.array([self.eta_of(state, p) for p in present])
+        graph = self.graph(state, present) * np.minimum.outer(etas, etas)
         sizes = [float(state.sizes[p]) for p in present]
-        graph = size_weighted(sizes, [state.clusters[p] for p in present])
-        adapters = [state.bodies[f"client-{p}"].adapter for p in present]
-        moved = product_step(adapters, graph, sizes, self.eta, self._fresh())
-        heads = tensor_step([state.heads[f"client-{p}"] for p in present], graph, sizes, self.eta)
+        moved = self.moved(state, present, graph, sizes)
+        heads = tensor_step(
+            [state.heads[f"client-{p}"] for p in present], self._inside(graph, present), sizes, 1.0
+        )
         bodies = {
             f"client-{p}": ModelParts(adapter=adapter)
             for p, adapter in zip(present, moved.adapters, strict=True)
@@ -105,10 +136,16 @@ class Clustered(EqualRankRule):
             state,
             bodies={**state.bodies, **bodies},
             heads={**state.heads, **own},
+            tails=dict(zip(present, moved.tails, strict=True)),
             measured=Measured(step_loss=self._by_rank(shares)),
         )
 
-    def _fresh(self) -> dict[str, Array]:
+    def _inside(self, graph: Float, present: Sequence[int]) -> Float:
+        """Return the edges inside label spaces: other heads are of another shape."""
+        spaces = np.array(self.spaces())[list(present)]
+        return np.where(np.equal.outer(spaces, spaces), graph, 0.0)
+
+    def fresh(self) -> dict[str, Array]:
         """Return the seeded rows of A at the highest rank, by module."""
         fresh: dict[str, Array] = {}
         for initial in self.setting.initial.values():
@@ -127,6 +164,16 @@ class Clustered(EqualRankRule):
     def spaces(self) -> list[int]:
         """Return the label space of each partition: spaces are never joined."""
         return [self.setting.num_labels[task] for task in self.setting.tasks]
+
+
+class AtOneStep(Clustered):
+    """A clustered method whose η is an option, the same for all."""
+
+    options: MeanOptions
+
+    def eta_of(self, state: State, partition: int) -> float:
+        """Return the option."""
+        return self.options.eta
 
 
 def numbered(labels: list[object]) -> dict[int, int]:

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Error, Message, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
@@ -17,7 +18,9 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.serverapp import Grid
 
 from atlas_flwr.errors import AtlasError
-from atlas_flwr.wire import HELLO, read_hello
+from atlas_flwr.types import Job, Update
+from atlas_flwr.wire import HELLO, read_hello, read_update
+from strategies.rules import check_schema
 
 _POLL_SECONDS = 0.01
 # What Flower's Ray actor puts before the error's own text.
@@ -161,3 +164,15 @@ def _envelope(message: Message) -> Message:
     empty = Message(RecordDict(), message.metadata.dst_node_id, message.metadata.message_type)
     empty.metadata.__dict__.update(message.metadata.__dict__)
     return empty
+
+
+def read_reply(job: Job, reply: Message) -> tuple[Update | None, Any, str | None]:
+    """Return a reply's update, or its status and the reason why there is none."""
+    if reply.has_error():
+        return None, "lost", telling_line(reply.error.reason)
+    try:
+        update = read_update(reply.content, job.partition)
+        check_schema(job, update)
+    except AtlasError as error:
+        return None, "rejected", str(error)
+    return update, "ok", None

@@ -17,13 +17,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from atlas_flwr.errors import AtlasError, RunFailed
+from atlas_flwr.errors import RunFailed
 from atlas_flwr.results.record import MB, METRICS, Bytes, ClientRow, compact_ranks, round_record
 from atlas_flwr.types import Job, Update
-from atlas_flwr.wire import count_bytes, pack_job, read_update
+from atlas_flwr.wire import count_bytes, pack_job
 from strategies.base import Method
-from strategies.exchange import exchange, say_hello, telling_line
-from strategies.rules import Limits, Observer, check_schema, draw_cohort
+from strategies.exchange import exchange, read_reply, say_hello
+from strategies.rules import Limits, Observer, draw_cohort, phase_of
 
 HELLO_SECONDS = 120.0  # a client that is there answers at once; the first may load for a while
 
@@ -54,6 +54,7 @@ class Federation(Strategy):
         self._jobs: list[Job] = []
         self._answered: list[Job] = []
         self._phase = "train"
+        self._explained: Mapping[str, Any] = {}
         self._held_back: list[tuple[ClientRow, Sequence[str], int, int]] = []
         self._sent: list[dict[str, int]] = []
 
@@ -141,7 +142,7 @@ class Federation(Strategy):
         jobs = self.method.plan(self.state, cohort)
         if not jobs:
             return []
-        self._phase = "fingerprint" if jobs[0].action == "train.fingerprint" else "train"
+        self._phase = phase_of(jobs[0])
         return self._messages(self._phase, jobs)
 
     def aggregate_train(
@@ -195,13 +196,15 @@ class Federation(Strategy):
         ]
 
     def _tell_held_back(self) -> None:
-        """Hand on the rows of a fingerprint phase, with the clusters it found."""
+        """Hand on the rows of a fingerprint phase, and the clusters that an exchange found."""
         clusters = self.state.clusters
         held, self._held_back = self._held_back, []
         rows = [replace(row, cluster=clusters.get(row.partition)) for row, *_ in held]
-        if clusters and held:
+        if held:
             others = [row for row in self._tally.rows if row.phase != "fingerprint"]
             self._tally.rows = [*others, *rows]
+        if self.state.found not in ({}, self._explained):
+            self._explained = self.state.found
             self.observer.clusters(self.method.explain(self.state))
         for row, (_, notes, done, total) in zip(rows, held, strict=True):
             self.observer.client(row, notes, done, total)
@@ -219,7 +222,7 @@ class Federation(Strategy):
         turns = enumerate(zip(self._jobs, self._sent, replies, strict=True), start=1)
         for done, (job, down, reply) in turns:
             up = count_bytes(reply.content) if reply.has_content() else {}
-            update, status, error = _read(job, reply)
+            update, status, error = read_reply(job, reply)
             row = self._row(phase, job, update)
             row = replace(
                 row,
@@ -286,15 +289,3 @@ class Federation(Strategy):
                 f"round {self.state.round}, {phase}: {replied} replied, "
                 f"run.min-results is {self.limits.min_results}: {names}"
             )
-
-
-def _read(job: Job, reply: Message) -> tuple[Update | None, Any, str | None]:
-    """Return a reply's update, or its status and the reason why there is none."""
-    if reply.has_error():
-        return None, "lost", telling_line(reply.error.reason)
-    try:
-        update = read_update(reply.content, job.partition)
-        check_schema(job, update)
-    except AtlasError as error:
-        return None, "rejected", str(error)
-    return update, "ok", None

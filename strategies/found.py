@@ -4,24 +4,55 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, Protocol, get_args
 
 from atlas_flwr.clustering import merge
+from atlas_flwr.clustering.choose import Choice
 from atlas_flwr.clustering.cluster import Clustering
+from atlas_flwr.clustering.compared import Compared, by_silhouette
 from atlas_flwr.clustering.merge import Merging, merge_test
 from atlas_flwr.types import Tensors
 
+Method = Literal["merge_test", "agglomerative", "kmeans"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
-def find(prints: Mapping[int, Tensors], spaces: Sequence[int]) -> tuple[dict[int, int], Any]:
+
+class PlaceOne(Protocol):
+    """Returns the cluster of one late-comer; ``clustering.merge.place`` and its like."""
+
+    def __call__(
+        self,
+        new: Tensors,
+        prints: Sequence[Tensors],
+        labels: Sequence[int],
+        *,
+        space: int,
+        spaces: Sequence[int],
+    ) -> int:
+        """Return a label of those given, or a new one."""
+
+
+def find(
+    prints: Mapping[int, Tensors],
+    spaces: Sequence[int],
+    *,
+    method: Method = "merge_test",
+    seed: int = 0,
+) -> tuple[dict[int, int], Mapping[str, Any]]:
     """Return the cluster of each partition, and how the clusters were found.
 
     Args:
         prints: Fingerprints by partition.
         spaces: Label space of every partition.
+        method: ``"merge_test"``; or ``"agglomerative"`` and ``"kmeans"``, with the number of
+            clusters by silhouette.
+        seed: The run's, for the last two: of k-means' starts and of the null test's draws.
     """
     known = sorted(prints)
-    found = merge_test([prints[p] for p in known], [spaces[p] for p in known])
-    return dict(zip(known, found.labels, strict=True)), _facts(known, found)
+    own, where = [prints[p] for p in known], [spaces[p] for p in known]
+    if method == "merge_test":
+        return named(known, merge_test(own, where))
+    return named(known, by_silhouette(own, where, method, seed=seed))
 
 
 def place(
@@ -29,6 +60,7 @@ def place(
     prints: Mapping[int, Tensors],
     clusters: Mapping[int, int],
     spaces: Sequence[int],
+    one: PlaceOne = merge.place,
 ) -> dict[int, int]:
     """Return the cluster of the nearest fingerprints for each late-comer.
 
@@ -39,11 +71,12 @@ def place(
         prints: Fingerprints that were clustered before.
         clusters: Their clusters.
         spaces: Label space of every partition.
+        one: Places one among others.
     """
     prints, placed = dict(prints), dict(clusters)
     for partition in sorted(new):
         known = sorted(placed)
-        placed[partition] = merge.place(
+        placed[partition] = one(
             new[partition],
             [prints[p] for p in known],
             [placed[p] for p in known],
@@ -54,24 +87,36 @@ def place(
     return {partition: placed[partition] for partition in new}
 
 
-def _facts(known: Sequence[int], found: Clustering) -> dict[str, Any]:
-    """Return labels, scores and similarity in plain values, for the record."""
-    return {
+def named(known: Sequence[int], found: Clustering) -> tuple[dict[int, int], Mapping[str, Any]]:
+    """Return clusters by partition; and labels, scores and similarities in plain values.
+
+    Args:
+        known: The partitions, in the order in which they were clustered.
+        found: Their clusters.
+    """
+    clusters = dict(zip(known, found.labels, strict=True))
+    return clusters, {
         "k": found.k,
         "why": found.why,
-        "clusters": {str(p): label for p, label in zip(known, found.labels, strict=True)},
-        "spaces": [
-            _space(known, choice) for choice in found.choices if isinstance(choice, Merging)
-        ],
+        "clusters": {str(p): label for p, label in clusters.items()},
+        "spaces": [_space(known, choice) for choice in found.choices],
     }
 
 
-def _space(known: Sequence[int], choice: Merging) -> dict[str, Any]:
-    return {
+def _space(known: Sequence[int], choice: Choice) -> dict[str, Any]:
+    told: dict[str, Any] = {
         "labels": choice.space,
         "partitions": _named(known, choice.members),
         "k": choice.k,
         "why": choice.why,
+    }
+    if isinstance(choice, Merging):
+        return told | _merging(known, choice)
+    return told | _compared(choice) if isinstance(choice, Compared) else told
+
+
+def _merging(known: Sequence[int], choice: Merging) -> dict[str, Any]:
+    return {
         "threshold": choice.threshold,
         "z_by_number_of_clusters": {str(k): _plain(z) for k, z in choice.scores.items()},
         "z": [[_plain(value) for value in row] for row in choice.z],
@@ -79,6 +124,17 @@ def _space(known: Sequence[int], choice: Merging) -> dict[str, Any]:
         "few_rows_of_a_class": _named(known, choice.marked),
         "joined": [_named(known, pair) for pair in choice.steps],
     }
+
+
+def _compared(choice: Compared) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "silhouette_by_number_of_clusters": {str(k): _plain(s) for k, s in choice.scores.items()},
+        "silhouette_without_clusters": choice.threshold,
+        "p_value": choice.p_value,
+        "halves_reliability": choice.reliability,
+        "similarity": [list(row) for row in choice.similarity],
+    }
+    return told | {"angles": [list(row) for row in choice.angles]} if choice.angles else told
 
 
 def _named(known: Sequence[int], positions: Iterable[int]) -> list[int]:

@@ -47,7 +47,7 @@ class LoraRule(Method):
 
     def body_for(self, state: State, partition: int) -> ModelParts:
         """Return the client's cut of its group's adapter; its seeded start before any merge."""
-        own = self.setting.initial_for(partition).without("head").adapter
+        own = self.whole(state, partition).adapter
         ranks = state.ranks.get(partition, {})
         own = {m: truncate(f, ranks.get(m, f.rank)) for m, f in own.items()}
         body = state.bodies.get(self.body_key(partition))

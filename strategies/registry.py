@@ -7,20 +7,26 @@ from typing import Any
 from pydantic import ValidationError
 
 from atlas_flwr.errors import ConfigError, did_you_mean
-from strategies.atlas import Atlas, AtlasClusterMean, AtlasNoLaplacian
+from strategies.atlas import Atlas, AtlasClusterMean, AtlasNoLaplacian, AtlasUniformRank
 from strategies.base import Method, Options, Setting
 from strategies.centralised import Centralised
 from strategies.cluster_controls import OneCluster, OracleCluster, RandomCluster
+from strategies.cluster_mean import ClusterFedAvg
+from strategies.embedding_cluster import EmbeddingCluster
 from strategies.fedavg import FedAvg, FedIt
+from strategies.fedlease import FedLease
 from strategies.fedopt import FedAdam, FedAvgM
 from strategies.fedprox import FedProx
 from strategies.fedsb import FedSb
+from strategies.fl_tac import FlTac
 from strategies.flasc import Flasc
 from strategies.flexlora import FlexLora, RaFlora
 from strategies.flora import FedEx, Flora
 from strategies.hetlora import HetLora, Rbla
+from strategies.ifca import Ifca
 from strategies.local_only import LocalOnly
 from strategies.lora_fair import LoraFair
+from strategies.mira import Mira
 from strategies.one_factor import FedSa, Ffa, RoLora
 from strategies.personal import Ditto, FedPer, FedRep
 
@@ -46,12 +52,19 @@ STRATEGIES: dict[str, type[Method]] = {
     "fedper": FedPer,
     "fedrep": FedRep,
     "ditto": Ditto,
+    "fedlease": FedLease,
     "atlas": Atlas,
     "atlas_no_laplacian": AtlasNoLaplacian,
     "atlas_cluster_mean": AtlasClusterMean,
+    "atlas_uniform_rank": AtlasUniformRank,
     "oracle_cluster": OracleCluster,
     "random_cluster": RandomCluster,
     "atlas_one_cluster": OneCluster,
+    "embedding_cluster": EmbeddingCluster,
+    "cluster_fedavg": ClusterFedAvg,
+    "ifca": Ifca,
+    "fl_tac": FlTac,
+    "mira": Mira,
     "centralised": Centralised,
 }
 
@@ -72,6 +85,15 @@ def parse_options(name: str, options: dict[str, Any]) -> Options:
         return method.options_type.model_validate(options)
     except ValidationError as error:
         raise ConfigError(_one_line(name, method, error)) from error
+
+
+def widest_rank(name: str, options: dict[str, Any]) -> int:
+    """Return the highest LoRA rank the method may give by itself; 0 if it gives none.
+
+    Raises:
+        ConfigError: As in ``parse_options``.
+    """
+    return STRATEGIES[name].widest(parse_options(name, options))
 
 
 def build(name: str, options: dict[str, Any], setting: Setting) -> Method:

@@ -61,12 +61,17 @@ def draw_cohort(seed: int, round_: int, clients: int, fraction: float) -> list[i
     return sorted(int(partition) for partition in drawn)
 
 
+def phase_of(job: Job) -> str:
+    """Return the phase of a round that a training job belongs to."""
+    return {"train.fingerprint": "fingerprint", "train.score": "score"}.get(job.action, "train")
+
+
 def check_schema(job: Job, update: Update) -> None:
     """Refuse a training update whose tensors are not those that were asked for.
 
     Raises:
         WireError: Names the first tensor that is missing, extra, of another shape or not finite,
-            or an update that used no rows.
+            an update that used no rows, or losses that are not one for each choice.
     """
     if not job.action.startswith("train"):
         return
@@ -75,6 +80,7 @@ def check_schema(job: Job, update: Update) -> None:
     for name, tensor in update.fingerprint.items():
         _check_finite(f"fingerprint {name}", tensor)
     _check_scales(job, update)
+    _check_losses(job, update)
     got = update.parts.body() | dict(update.parts.head)
     if odd := sorted(job.expects.keys() ^ got.keys()) or sorted(update.parts.delta):
         raise WireError(f"{odd[0]}: asked for and returned tensors differ")
@@ -93,10 +99,19 @@ def _check_scales(job: Job, update: Update) -> None:
     """Refuse factors that came back at another scale than they were sent with."""
     if job.action == "train.gradient":  # no adapter, but directions of scale 1
         return
-    for module, factors in job.parts.adapter.items():
-        back = update.parts.adapter.get(module, factors).scale
-        if back != factors.scale:
-            raise WireError(f"{module}: scale {back}, sent with {factors.scale}")
+    for sent in (job.parts, *job.choices):
+        for module, factors in sent.adapter.items():
+            back = update.parts.adapter.get(module, factors).scale
+            if back != factors.scale:
+                raise WireError(f"{module}: scale {back}, sent with {factors.scale}")
+
+
+def _check_losses(job: Job, update: Update) -> None:
+    """Refuse an answer that doesn't tell one loss for each model it had to choose from."""
+    losses = update.fingerprint.get("losses")
+    if job.choices and (losses is None or losses.shape != (len(job.choices),)):
+        shape = None if losses is None else losses.shape
+        raise WireError(f"losses: shape {shape} for {len(job.choices)} models to choose from")
 
 
 def _cut(name: str, got: tuple[int, ...], asked: tuple[int, ...]) -> bool:

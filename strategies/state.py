@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from atlas_flwr.ranks.budget import Grant
 from atlas_flwr.results.record import Measured
 from atlas_flwr.types import Adapter, ModelParts, Part, Tensors
 
@@ -22,6 +23,8 @@ class Setting:
         head_policy: Which heads are averaged together.
         initial: The seeded starting model for a number of labels and a rank (0 for full).
         seed: The run's seed, for what a method draws by itself.
+        grants: What each partition's device affords of an adapter.
+        scales: LoRA scale of each rank that a method may give, where it gives ranks by itself.
     """
 
     tasks: tuple[str, ...]
@@ -31,6 +34,8 @@ class Setting:
     head_policy: Literal["shared", "per_task", "personal", "local"]
     initial: Mapping[tuple[int, int], ModelParts]
     seed: int = 0
+    grants: tuple[Grant, ...] = ()
+    scales: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def clients(self) -> int:
@@ -70,6 +75,8 @@ class State:
         prints: Fingerprint of each partition.
         asked: Last round in which fingerprints were asked for.
         found: How the clusters were found, in plain values.
+        tails: What the last graph step cut off of each partition's model (error feedback).
+        etas: The step η that each cluster chose, by number of the cluster.
         measured: How far the last merge was from the exact mean.
     """
 
@@ -89,6 +96,8 @@ class State:
     prints: Mapping[int, Tensors] = field(default_factory=dict)
     asked: int = 0
     found: Mapping[str, Any] = field(default_factory=dict)
+    tails: Mapping[int, Adapter] = field(default_factory=dict)
+    etas: Mapping[int, float] = field(default_factory=dict)
     measured: Measured = field(default_factory=Measured)
 
 

@@ -10,7 +10,9 @@ import numpy as np
 from atlas_flwr.seeding import rng_for
 from atlas_flwr.types import Array, LoraFactors, ModelParts
 from strategies.base import Method, Setting, State
+from strategies.cluster_mean import ClusterMeans
 from strategies.clustered import Clustered
+from strategies.fedlease import FedLease
 from strategies.registry import STRATEGIES, build
 
 Dense = dict[str, Array]
@@ -23,8 +25,13 @@ MIXED = (2, 4, 8, 16, 4, 2)
 EQUAL = (4,) * 6
 ALPHA = 8.0  # scale alpha / r: other ranks, other scales
 LABELS = {"a": 2, "b": 2}
+WIDEST = 32  # what methods that allocate ranks give at most
 # Personal models on a graph: nothing is averaged before the step, so there is no mean to measure.
-ON_A_GRAPH = {name for name, method in STRATEGIES.items() if issubclass(method, Clustered)}
+ON_A_GRAPH = {
+    name
+    for name, method in STRATEGIES.items()
+    if issubclass(method, Clustered) and not issubclass(method, ClusterMeans)
+}
 
 
 # ------------------------------------------------------------------ settings
@@ -55,7 +62,8 @@ def setting(
     modules: Mapping[str, tuple[int, int]] = MODULES,
 ) -> Setting:
     """A run of six clients, two tasks; no ranks is full fine-tuning."""
-    spaces = [(n, rank) for n in set(labels.values()) for rank in set(ranks) or {0}]
+    given = {*ranks, WIDEST} if ranks else {0}
+    spaces = [(n, rank) for n in set(labels.values()) for rank in given]
     return Setting(
         tasks=TASKS,
         num_labels=labels,
@@ -63,10 +71,11 @@ def setting(
         steps=(1,) * len(TASKS),
         head_policy=policy,  # type: ignore[arg-type]
         initial={(n, rank): initial(rank, n, modules=modules) for n, rank in spaces},
+        scales={rank: ALPHA / rank for rank in range(1, WIDEST + 1)} if ranks else {},
     )
 
 
-def of_rank(name: str, ranks: Sequence[int], **options: object) -> Method:
+def of_rank(name: str, ranks: Sequence[int], /, **options: object) -> Method:
     """The method for clients of these ranks, under the head policy it has to have."""
     return build(name, dict(options), setting(STRATEGIES[name].head or "per_task", ranks))
 
@@ -74,6 +83,11 @@ def of_rank(name: str, ranks: Sequence[int], **options: object) -> Method:
 def widest(name: str, **options: object) -> Method:
     """The method with mixed ranks and scales where it allows them, else with one."""
     return of_rank(name, MIXED if STRATEGIES[name].mixed_ranks else EQUAL, **options)
+
+
+def grouped(method: Method, state: State) -> Method:
+    """The method with the groups it has in a state: clusters may change."""
+    return method.at(state) if isinstance(method, ClusterMeans | FedLease) else method
 
 
 def equal(name: str, **options: object) -> Method:

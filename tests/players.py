@@ -13,7 +13,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from atlas_flwr.aggregation.experts import routers_of
 from atlas_flwr.aggregation.sparse import keep_largest, lost
+from atlas_flwr.fingerprint.subspace import subspace
 from atlas_flwr.fingerprint.summary import summarise
 from atlas_flwr.seeding import rng_for
 from atlas_flwr.types import (
@@ -89,14 +91,28 @@ class Player:
             gradient = {m: self._gradient(m, rank, f) for m, f in start.parts.adapter.items()}
             return Update(self.partition, Report(self.rows), ModelParts(adapter=gradient))
         if job.action == "train.fingerprint":
-            return Update(self.partition, Report(self.rows), fingerprint=self._fingerprint())
+            return Update(self.partition, Report(self.rows), fingerprint=self._fingerprint(job))
+        said = {"losses": self.losses(job)} if job.choices else {}
+        if job.action == "train.score":
+            return Update(self.partition, Report(self.rows), fingerprint=said)
         trained, metrics = self._trained(job, start.parts)
         if job.private:
             self._keep(self._vault, job.round, trained.only(*job.private), job.since)
         returned = trained.without(*job.private).only(*job.returns)
-        return Update(self.partition, Report(self.rows, metrics), returned, job.sparse)
+        return Update(self.partition, Report(self.rows, metrics), returned, job.sparse, said)
 
-    def _fingerprint(self) -> Tensors:
+    def losses(self, job: Job) -> Array:
+        """How far each model is from one the client's task would like: its loss."""
+        task = self.setting.tasks[self._who()]
+
+        def loss(parts: ModelParts) -> float:
+            flat = {**parts.body(), **parts.head}
+            taste = {n: rng_for(0, f"{task}/{n}").standard_normal(t.shape) for n, t in flat.items()}
+            return float(np.mean([np.mean((t - taste[n]) ** 2) for n, t in flat.items()]))
+
+        return np.array([loss(parts) for parts in job.choices])
+
+    def _fingerprint(self, job: Job) -> Tensors:
         """Rows whose class means are the task's own."""
         task = self.setting.tasks[self.partition]
         labels = np.arange(40) % self.setting.num_labels[task]
@@ -104,7 +120,17 @@ class Player:
         rng = rng_for(0, "rows", 0, self.partition)
         features = 3 * means[labels] + rng.normal(size=(len(labels), 12))
         classes = self.setting.num_labels[task]
-        return summarise(features, labels, classes, seed=0, rng=rng)
+        if job.options["kind"] == "subspace":
+            sets, p = classes if job.options["class-wise"] else 1, int(job.options["dimensions"])
+            return subspace(features, labels, sets, p, seed=0)
+        told = summarise(features, labels, classes, seed=0, rng=rng)
+        if wanted := job.options.get("importance-rank"):
+            # The first module has most of the energy in task a, the last in task b.
+            modules = len(self.setting.initial_for(self.partition).adapter)
+            shares = np.geomspace(1, 0.05, modules)[:: 1 if task == "a" else -1]
+            fading = np.sort(rng.random((modules, int(wanted))))[:, ::-1]
+            told = {**told, "importance": (shares[:, None] * fading).astype(np.float16)}
+        return told
 
     def effective(self, job: Job) -> Dense:
         """What the model the job is done with adds to each frozen weight."""
@@ -148,7 +174,8 @@ class Player:
 
     def _advanced(self, job: Job) -> Model:
         held, new = job.carried
-        sent = replace(job.parts, delta={})
+        chosen = job.choices[int(np.argmin(self.losses(job)))] if job.choices else job.parts
+        sent = replace(chosen, delta={})
         if not new:
             assert not job.parts.delta
             return Model(sent)
@@ -175,6 +202,8 @@ class Player:
         for stage in job.stages:
             trained = self._moved(job, trained, stage)
         metrics = {"loss": 1.0}
+        if job.action == "train.experts":  # others' experts stay as they were sent
+            trained = replace(trained, weights=routers_of(trained.weights))
         if job.action == "train.sparse":
             return self._sparse(job, start, trained, metrics)
         if job.action == "train.prune":

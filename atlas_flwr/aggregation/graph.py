@@ -203,6 +203,12 @@ def largest_step(adjacency: Array, sizes: Sequence[float]) -> float:
     return 1.0 / pull if pull > 0 else math.inf
 
 
+def full_step(adjacency: Array, sizes: Sequence[float]) -> Float:
+    """Return the graph scaled so that η = 1 is ``largest_step``; one without edges as it is."""
+    a, bound = check(adjacency), largest_step(adjacency, sizes)
+    return a * bound if math.isfinite(bound) else a
+
+
 def pulls(adjacency: Array, sizes: Sequence[float], eta: float) -> Float:
     """Return ``c_kl = (η / ñ_k) a_kl``, the share of l in client k's step; checked.
 

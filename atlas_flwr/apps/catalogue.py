@@ -59,9 +59,12 @@ def describe_catalogue() -> RenderableType:
         source = f"PyPI: {model.wheel}" if model.package else f"hub: {model.hub_id}"
         models.add_row(name, model.about, source)
     models.add_row("any other", "a hub id or a local folder", "AutoModelForSequenceClassification")
-    devices = plain_table("Devices", "name", "what it stands for", "LoRA rank")
+    devices = plain_table(
+        "Devices", "name", "what it stands for", "memory", "trained", "uplink a round", "LoRA rank"
+    )
     for name, device in DEVICES.items():
-        devices.add_row(name, device.about, str(device.rank))
+        limits = (f"{device.memory_gb:g} GB", f"{device.state_mb:g} MB", f"{device.uplink_mb:g} MB")
+        devices.add_row(name, device.about, *limits, str(device.rank))
     experiments = plain_table("Experiments", "name", "tasks", "strategy", "clients", "rounds")
     for name, path in shipped_experiments().items():
         config = load_config(path)

@@ -20,8 +20,10 @@ from atlas_flwr.training.precision import device_name, resolve_device
 from atlas_flwr.types import Job, ModelParts, Report, Scalar, Update
 from atlas_flwr.wire import PARTITION_ID, pack_hello, pack_update, read_job
 from clients.base import FineTuneClient, Stores
+from clients.choosing import ChoosingClient, ScoringClient
 from clients.core import CoreClient
 from clients.ditto import DittoClient
+from clients.experts import ExpertsClient
 from clients.fingerprint import FingerprintClient
 from clients.full import FullClient
 from clients.gradient import GradientClient
@@ -35,11 +37,15 @@ app = ClientApp()
 CLIENTS: dict[str, type[FineTuneClient]] = {"lora": LoraClient, "full": FullClient}
 # Named actions of methods whose clients do more than train what they are sent.
 ACTIONS: dict[str, type[FineTuneClient]] = {
+    "evaluate.experts": ExpertsClient,
+    "train.choose": ChoosingClient,
     "train.core": CoreClient,
     "train.ditto": DittoClient,
+    "train.experts": ExpertsClient,
     "train.fingerprint": FingerprintClient,
     "train.gradient": GradientClient,
     "train.prune": PruningClient,
+    "train.score": ScoringClient,
     "train.sparse": SparseClient,
 }
 
@@ -64,7 +70,8 @@ def train(message: Message, context: Context) -> Message:
 
 app.train()(train)
 for _action in ACTIONS:
-    app.train(_action.removeprefix("train."))(train)
+    if _action.startswith("train."):
+        app.train(_action.removeprefix("train."))(train)
 
 
 @app.evaluate()
@@ -75,6 +82,9 @@ def evaluate(message: Message, context: Context) -> Message:
     loss, rows, metrics = visit.client.evaluate(to_arrays(job.parts)[0], {})
     report = visit.report(rows, {"loss": loss, **metrics} if rows else {})
     return Message(pack_update(Update(job.partition, report, ModelParts())), reply_to=message)
+
+
+app.evaluate("experts")(evaluate)
 
 
 class _Visit:

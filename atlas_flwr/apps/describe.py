@@ -8,7 +8,10 @@ from rich.text import Text
 
 from atlas_flwr.apps.catalogue import plain_table
 from atlas_flwr.apps.prepare import Prepared, prepare
+from atlas_flwr.config.devices import GB
 from atlas_flwr.config.schema import Config
+from atlas_flwr.ranks.budget import Grant
+from atlas_flwr.ranks.memory import STATE_BYTES
 from atlas_flwr.types import ModelParts
 from clients.site import deal
 
@@ -24,6 +27,7 @@ def describe_experiment(config: Config) -> RenderableType:
         Text(f"{config.run.name}: nothing is wrong. This would run:", style="bold"),
         _facts(config, prepared),
         _clients(config, prepared),
+        *([_devices(config, prepared)] if config.devices else []),
     )
 
 
@@ -31,8 +35,7 @@ def _facts(config: Config, prepared: Prepared) -> Table:
     """Return the run in a few lines, with the bytes one client's model has."""
     setting = prepared.method.setting
     table = Table.grid(padding=(0, 2))
-    sizes = {_count(setting.initial_for(p)) for p in range(setting.clients)}
-    trained = " to ".join(f"{size:,}" for size in sorted({min(sizes), max(sizes)}))
+    trained = _span([_trained(prepared, p) for p in range(setting.clients)])
     cohort = f"{config.run.fraction:.0%} of {config.run.clients} clients"
     pattern = ", ".join(f"{end} = {r}" for end, r in config.lora.rank_pattern.items())
     for name, value in (
@@ -54,14 +57,45 @@ def _clients(config: Config, prepared: Prepared) -> Table:
     device = ("device",) if config.devices else ()
     table = plain_table("Clients", *columns, *device, "rank")
     setting = prepared.method.setting
+    given = prepared.method.widest(prepared.method.options)
     for partition, task in enumerate(setting.tasks):
         shard = deal(config, task)[partition]
         mix = " ".join(f"{share:.0%}" for share in shard.mix)
         numbers = (str(len(shard.train)), str(len(shard.evaluation)), mix)
         named = config.device_of(partition)
-        ranks = _ranks(setting.initial_for(partition))
+        # A method that gives ranks does so in round 1.
+        ranks = "by budget" if given else _ranks(setting.initial_for(partition))
         table.add_row(str(partition), task, *numbers, *((named,) if named else ()), ranks)
     return table
+
+
+def _devices(config: Config, prepared: Prepared) -> Table:
+    """Return a row for each kind of device: its budgets, and what they leave for an adapter."""
+    columns = ("device", "predicted memory", "trained", "uplink a round", "adapter parameters")
+    table = plain_table("Devices", *columns, "who says so")
+    named: dict[str, list[Grant]] = {}
+    for grant in prepared.method.setting.grants:
+        named.setdefault(grant.device or "", []).append(grant)
+    for name, grants in named.items():
+        profile = config.device_profiles[name]
+        needs = max(g.resting.total + STATE_BYTES * g.params for g in grants if g.resting)
+        table.add_row(
+            name,
+            f"{needs / GB:.2f} of {_limit(profile.memory_gb, 'GB')}",
+            _limit(profile.state_mb, "MB"),
+            _limit(profile.uplink_mb, "MB"),
+            _span([g.params for g in grants]),
+            ", ".join(dict.fromkeys(g.by for g in grants)),
+        )
+    return table
+
+
+def _limit(value: float | None, unit: str) -> str:
+    return "any" if value is None else f"{value:g} {unit}"
+
+
+def _span(values: list[int]) -> str:
+    return " to ".join(f"{value:,}" for value in sorted({min(values), max(values)}))
 
 
 def _ranks(parts: ModelParts) -> str:
@@ -70,6 +104,11 @@ def _ranks(parts: ModelParts) -> str:
     return "–".join(str(rank) for rank in sorted({ranks[0], ranks[-1]})) if ranks else "full"
 
 
-def _count(parts: ModelParts) -> int:
-    """Return how many numbers a model trains."""
-    return sum(tensor.size for tensor in (*parts.body().values(), *parts.head.values()))
+def _trained(prepared: Prepared, partition: int) -> int:
+    """Return how many numbers a client trains: as many as it may, where ranks are given to it."""
+    method = prepared.method
+    parts = method.setting.initial_for(partition)
+    head = sum(tensor.size for tensor in parts.head.values())
+    if method.widest(method.options):
+        return head + method.setting.grants[partition].params
+    return head + sum(tensor.size for tensor in parts.body().values())

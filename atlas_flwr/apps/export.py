@@ -12,6 +12,7 @@ from atlas_flwr.apps.prepare import Prepared
 from atlas_flwr.config.schema import Config
 from atlas_flwr.engine.vault import Vault
 from atlas_flwr.models.backbone import load
+from atlas_flwr.models.experts import save_experts
 from atlas_flwr.models.export import save_adapter, save_full
 from atlas_flwr.types import ModelParts
 from clients.base import folded
@@ -47,6 +48,8 @@ def export_models(config: Config, prepared: Prepared, state: State, out: Path) -
         if parts.adapter:
             folder = out / "adapters" / served.key
             save_adapter(folder, loaded, parts, labels)
+            if parts.weights:  # a mixture of experts: the folder says what PEFT can't open
+                save_experts(folder, parts.weights)
         else:
             folder = out / "models" / served.key
             save_full(folder, loaded, parts, labels)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
+from atlas_flwr.apps.grants import check_device_ranks, grants
 from atlas_flwr.config.schema import Config
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.models.backbone import longest_input
 from atlas_flwr.training.precision import choose_precision, resolve_device
 from clients.site import deal, model_spec, open_task, rank_of, starting_parts, task_specs
 from strategies.base import Method, Setting
-from strategies.registry import STRATEGIES, build, parse_options
+from strategies.registry import STRATEGIES, build, parse_options, widest_rank
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ def check_names(config: Config) -> None:
     """
     parse_options(config.strategy.name, config.strategy.options)
     task_specs(config)
+    check_device_ranks(config)
     head = STRATEGIES[config.strategy.name].head
     if head and config.model.head not in ("auto", head):
         raise ConfigError(
@@ -92,6 +94,9 @@ def prepare(config: Config) -> Prepared:
     ranks = tuple(rank_of(config, p) for p in range(config.run.clients))
     spaces = {(opened[task].num_labels, rank) for task, rank in zip(tasks, ranks, strict=True)}
     lora = config.model.adaptation == "lora"
+    widest = widest_rank(config.strategy.name, config.strategy.options) if lora else 0
+    if widest:
+        spaces |= {(task.num_labels, widest) for task in opened.values()}
     batches = (math.ceil(n / config.train.batch_size) for n in rows)
     setting = Setting(
         tasks=tasks,
@@ -101,6 +106,8 @@ def prepare(config: Config) -> Prepared:
         head_policy=config.head_policy,
         seed=config.run.seed,
         initial={space: starting_parts(config, *space) for space in sorted(spaces)},
+        scales={rank: config.scale_of(rank) for rank in range(1, widest + 1)},
+        grants=grants(config, opened),
     )
     method = build(config.strategy.name, config.strategy.options, setting)
     return Prepared(method, {name: task.label_names for name, task in opened.items()})

@@ -12,6 +12,7 @@ from atlas_flwr.config.load import dump_config
 from atlas_flwr.config.schema import Config
 from atlas_flwr.results.events import append_event
 from atlas_flwr.results.provenance import provenance
+from atlas_flwr.results.ranked import ranks_line
 from atlas_flwr.results.record import (
     Bytes,
     ClientRow,
@@ -101,9 +102,18 @@ class Recorder:
         self.tell("round", **record.to_dict())
 
     def clusters(self, facts: Mapping[str, Any]) -> None:
-        """Clients have been clustered: the choice and its reasons go to ``clusters.json``."""
-        atomic_write(self.out / "clusters.json", to_json(facts, indent=2) + "\n")
+        """Clients have been clustered: the choice and its reasons go to ``clusters.json``.
+
+        What ``facts`` holds as ``ranks`` is a file of its own, ``ranks.json``.
+        """
+        found, ranks = dict(facts), facts.get("ranks")
+        found.pop("ranks", None)
+        atomic_write(self.out / "clusters.json", to_json(found, indent=2) + "\n")
         self.tell("note", partition=None, text=f"{facts['k']} clusters: {facts['why']}")
+        if ranks is not None:
+            atomic_write(self.out / "ranks.json", to_json(ranks, indent=2) + "\n")
+            if said := ranks_line(ranks):
+                self.tell("note", partition=None, text=said)
 
     # -------------------------------------------------------------- the end
 

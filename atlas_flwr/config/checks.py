@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from atlas_flwr.config.devices import DeviceProfile
 from atlas_flwr.config.schema import Config
 from atlas_flwr.errors import ConfigError, did_you_mean
 
@@ -43,6 +44,15 @@ def _check_min_results(config: Config) -> None:
         )
 
 
+def _check_devices_say_something(config: Config) -> None:
+    for place, device in enumerate(config.device):
+        if device.profile == DeviceProfile():
+            raise ConfigError(
+                f"device.{place}.rank: is required for '{device.name}', or a limit: memory-gb, "
+                "state-mb or uplink-mb"
+            )
+
+
 def _check_profiles(config: Config) -> None:
     if config.devices is None:
         if config.device:
@@ -51,7 +61,7 @@ def _check_profiles(config: Config) -> None:
                 f"set devices.profiles = ['{config.device[0].name}']"
             )
         return
-    known = config.device_ranks
+    known = config.device_profiles
     for name in config.devices.profiles:
         if name not in known:
             hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
@@ -61,7 +71,7 @@ def _check_profiles(config: Config) -> None:
     if "rank" in config.lora.model_fields_set:
         raise ConfigError(
             f"lora.rank: {list(config.lora.rank)} with devices.profiles, whose devices have ranks "
-            "of their own; leave one of the two out"
+            "or budgets of their own; leave one of the two out"
         )
 
 
@@ -102,6 +112,7 @@ _CHECKS = (
     _check_clients_cover_tasks,
     _check_names_distinct,
     _check_min_results,
+    _check_devices_say_something,
     _check_profiles,
     _check_full_has_no_ranks,
     _check_gpu_share,

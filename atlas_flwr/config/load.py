@@ -13,6 +13,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from atlas_flwr.config.checks import check_sections
+from atlas_flwr.config.devices import DEVICES
 from atlas_flwr.config.schema import Config, DeviceSection
 from atlas_flwr.errors import ConfigError, did_you_mean
 
@@ -174,7 +175,13 @@ def _spelled(config: Config) -> Config:
         return config
     defined = {device.name for device in config.device}
     new = tuple(
-        DeviceSection(name=name, rank=config.device_ranks[name])
+        DeviceSection(
+            name=name,
+            rank=DEVICES[name].rank,
+            memory_gb=DEVICES[name].memory_gb,
+            state_mb=DEVICES[name].state_mb,
+            uplink_mb=DEVICES[name].uplink_mb,
+        )
         for name in dict.fromkeys(config.devices.profiles)
         if name not in defined
     )

@@ -19,7 +19,7 @@ from pydantic import (
     model_serializer,
 )
 
-from atlas_flwr.config.devices import DEVICES
+from atlas_flwr.config.devices import DEVICES, DeviceProfile
 from atlas_flwr.config.ranks import flat_pattern, module_ranks
 
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
@@ -148,10 +148,22 @@ class DevicesSection(Section):
 
 
 class DeviceSection(Section):
-    """A device of the user's own, or a built-in one redefined."""
+    """A device of the user's own, or a built-in one redefined; a limit left out is none."""
 
     name: Name
-    rank: PositiveInt
+    rank: PositiveInt | None = None
+    """Absent: for strategies that give ranks by themselves, within the limits below."""
+    memory_gb: PositiveFloat | None = None
+    """Memory of the whole training process, in 10^9 bytes."""
+    state_mb: PositiveFloat | None = None
+    """Adapter and head with their gradients and moments, in 10^6 bytes."""
+    uplink_mb: PositiveFloat | None = None
+    """What one round may send up, in 10^6 bytes."""
+
+    @property
+    def profile(self) -> DeviceProfile:
+        """The device as the built-in ones are written."""
+        return DeviceProfile(self.rank, self.memory_gb, self.state_mb, self.uplink_mb)
 
 
 class StrategySection(Section):
@@ -209,10 +221,9 @@ class Config(Section):
         return tree
 
     @property
-    def device_ranks(self) -> dict[str, int]:
-        """The LoRA rank of every device there is: those built in, and the user's over them."""
-        built_in = {name: profile.rank for name, profile in DEVICES.items()}
-        return built_in | {device.name: device.rank for device in self.device}
+    def device_profiles(self) -> dict[str, DeviceProfile]:
+        """Every device there is: those built in, and the user's over them."""
+        return DEVICES | {device.name: device.profile for device in self.device}
 
     def device_of(self, partition: int) -> str | None:
         """Return the name of a client's device, dealt in turn; None without ``[devices]``."""
@@ -221,10 +232,13 @@ class Config(Section):
         return self.devices.profiles[partition % len(self.devices.profiles)]
 
     def rank_of(self, partition: int) -> int:
-        """Return a client's base LoRA rank: its device's, else ``lora.rank`` dealt in turn."""
+        """Return a client's base LoRA rank: its device's, else ``lora.rank`` dealt in turn.
+
+        It is 1 on a device without a rank, whose strategy gives ranks by itself.
+        """
         device = self.device_of(partition)
         if device is not None:
-            return self.device_ranks[device]
+            return self.device_profiles[device].rank or 1
         return self.lora.rank[partition % len(self.lora.rank)]
 
     def module_ranks(self, rank: int, modules: Iterable[str]) -> dict[str, int]:

@@ -124,7 +124,7 @@ def lives(process: psutil.Process) -> bool:
     try:
         if not process.is_running():
             return False
-        return process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1
+        return bool(process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
     except psutil.NoSuchProcess:
         return False
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from atlas_flwr.errors import AtlasError
-from atlas_flwr.fingerprint import gradients, sketch
+from atlas_flwr.fingerprint import gradients, sketch, subspace
 from atlas_flwr.fingerprint.summary import summarise, summarise_vectors
 from atlas_flwr.models.backbone import LoadedModel
 from atlas_flwr.training import precision as prec
@@ -95,6 +95,53 @@ def fingerprint(  # noqa: PLR0913 - all of them optional but the first six
     classes, own = (num_labels, labels) if kind == "class_means" else (1, np.zeros_like(labels))
     return summarise(
         features, own, classes, seed=seed, rng=rng, clip=clip, noise=noise, limit=limit
+    )
+
+
+def subspace_of(  # noqa: PLR0913 - all of them optional but the first five
+    loaded: LoadedModel,
+    table: TokenTable,
+    rows: NDArray[np.int64],
+    num_labels: int,
+    *,
+    seed: int,
+    dimensions: int = subspace.DIMENSIONS,
+    class_wise: bool = False,
+    limit: int = sketch.LIMIT,
+    batch_size: int = 64,
+    device: prec.DeviceChoice = "auto",
+    threads: int = 1,
+) -> Tensors:
+    """Return the subspace of a client's mean hidden states (``subspace``); forward passes only.
+
+    Args:
+        loaded: The model.
+        table: Tokenised rows.
+        rows: Which of them, ``(n,)``, n >= 1.
+        num_labels: Classes of the label space.
+        seed: The run's, the same on every client: it draws the projection, where one is needed.
+        dimensions: Directions kept.
+        class_wise: Of each class; else of all rows together, labels unread.
+        limit: Bytes, serialised.
+        batch_size: Rows of one pass.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        threads: Torch threads on the CPU.
+
+    Raises:
+        UserError: ``"cuda"`` was asked for and there is none.
+        AtlasError: There are no rows, the model's answer is not finite, or the directions don't
+            fit the limit.
+    """
+    if len(rows) == 0:
+        raise AtlasError("fingerprint: the client has no rows")
+    rows = np.sort(rows)
+    where = prec.resolve_device(device)
+    loaded.model.to(where).eval()
+    with prec.threads_of(threads):
+        features = mean_hidden(loaded, table, rows, batch_size, where)
+    classes = num_labels if class_wise else 1
+    return subspace.subspace(
+        features, table.labels[rows], classes, dimensions, seed=seed, limit=limit
     )
 
 

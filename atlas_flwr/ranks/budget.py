@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from atlas_flwr.errors import ConfigError
@@ -42,6 +42,27 @@ class Allowance:
     each: Mapping[Limit, int]
 
 
+@dataclass(frozen=True)
+class Grant:
+    """What one client may spend on its adapter, and who says so.
+
+    Attributes:
+        params: Adapter parameters ``Σ r (d_out + d_in)``.
+        by: The limit that binds; ``"lora.rank"`` where the client's own rank says it: without a
+            device, on a device without limits, and for methods that give a client one rank.
+        device: Name of the device.
+        each: Parameters by limit: with memory far above the others, memory does not bind.
+        resting: Memory predicted without an adapter; each parameter adds ``STATE_BYTES``. None
+            without a device, if the model's shape is not known.
+    """
+
+    params: int
+    by: Limit | Literal["lora.rank"] = "lora.rank"
+    device: str | None = None
+    each: Mapping[Limit, int] = field(default_factory=dict)
+    resting: Memory | None = None
+
+
 def allowance(
     budget: Budget, resting: Memory, *, head: int = 0, value_bytes: int = 4, sends_head: bool = True
 ) -> Allowance:
@@ -67,7 +88,7 @@ def allowance(
     for limit, params in each.items():
         if params <= 0:
             given = getattr(budget, limit)
-            raise ConfigError(f"a {limit} budget of {given} bytes leaves nothing for an adapter")
+            raise ConfigError(f"{given} bytes of {limit} leave nothing for an adapter")
     by = min(each, key=lambda limit: each[limit], default=None)
     return Allowance(None if by is None else each[by], by, each)
 

@@ -91,3 +91,28 @@ def averaged(
         module: math.fsum(w * own[module] for w, own in zip(shares, each, strict=True)) / total
         for module in importances[0]
     }
+
+
+def mean_gains(clients: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
+    """Return a cluster's gains by module: the mean of its clients', rank by rank.
+
+    Non-increasing gains stay so. Clients count alike: each one's gains sum to the same.
+
+    Args:
+        clients: ``utilities`` of each, of the same modules and lengths.
+
+    Raises:
+        AggregationError: There is no client, or modules or lengths differ.
+    """
+    if not clients:
+        raise AggregationError("the mean of no client is not defined")
+    first = clients[0]
+    for own in clients:
+        if odd := sorted(own.keys() ^ first.keys()):
+            raise AggregationError(f"{odd[0]}: not every client has gains for it")
+        if odd := [m for m in own if len(own[m]) != len(first[m])]:
+            raise AggregationError(f"{odd[0]}: clients have gains for different ranks")
+    return {
+        module: [float(v) for v in np.mean([own[module] for own in clients], axis=0)]
+        for module in first
+    }

@@ -15,6 +15,14 @@ from atlas_flwr.errors import ConfigError
 
 STATE_BYTES = 16  # float32: value 4, gradient 4, AdamW's moments 8
 
+# Two numbers of a training process on a CPU that follow from no shape. Both were taken once, on
+# MiniLM at 16 × 128 (Linux, glibc, PyTorch's CPU wheel) by ``benchmarks.memory``, and are used on
+# every other model and step. The process: interpreter, libraries and buffers, peak resident set
+# less the tensors, with freed tensors given back to the system. The slack: what glibc's heap keeps
+# of freed tensors when left to itself, as a share of the activations.
+PROCESS_BYTES = 545 * 10**6
+HEAP_SLACK = 0.37
+
 DTYPE_BYTES: dict[str, float] = {
     "float32": 4.0,
     "float16": 2.0,
@@ -38,7 +46,10 @@ class Shape:
             and dropouts. 10 was counted on MiniLM with LoRA on every linear layer (18 with the
             feed-forward's), in float32.
         maps: Attention maps (length × length a head) a block keeps: 3 were counted for PyTorch's
-            plain attention with dropout; a fused kernel keeps 0.
+            plain attention with dropout; a fused kernel keeps none, but its mask once for all
+            heads, ``1 / heads``.
+        inner_kept: Values kept for each token and unit of the feed-forward layer: 2 around a plain
+            activation, 5 were counted for GPT-2's, which is composed, 4 for Llama's gated one.
     """
 
     layers: int
@@ -47,6 +58,7 @@ class Shape:
     heads: int = 1
     kept: float = 10.0
     maps: float = 3.0
+    inner_kept: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -59,11 +71,14 @@ class Load:
         value_bytes: Bytes of a value kept for the backward pass. 4 also under autocast on a CPU,
             where what is kept in bfloat16 is kept beside float32 copies (measured: 6 % less in
             short rows, 15 % in long ones); 2 for a model that is half precision throughout.
+        slack: What the allocator holds beside the activations, as a share of them:
+            ``HEAP_SLACK`` on a CPU.
     """
 
     batch: int
     length: int
     value_bytes: float = 4.0
+    slack: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +90,7 @@ class Memory:
         head: The trained head: values, gradients and moments.
         adapter: The adapter, likewise.
         activations: What the backward pass reads again.
-        workspace: The rest, as given.
+        workspace: The rest: as given, and the allocator's slack.
     """
 
     weights: int
@@ -102,9 +117,9 @@ def predict(
 ) -> Memory:
     """Return the bytes that training an adapter holds at its peak, by part.
 
-    ``activations = batch · length · layers · (kept · width + 2 · inner) · bytes``, and ``batch ·
-    layers · maps · heads · length² · bytes`` of attention, and ``batch · length · Σ r · bytes`` of
-    ``A x``. Linear in each part: doubling the batch doubles the activations.
+    ``activations = batch · length · layers · (kept · width + inner_kept · inner) · bytes``, and
+    ``batch · layers · maps · heads · length² · bytes`` of attention, and ``batch · length · Σ r ·
+    bytes`` of ``A x``. Linear in each part: doubling the batch doubles the activations.
 
     Args:
         frozen: Number of frozen parameters by dtype (``DTYPE_BYTES``).
@@ -113,7 +128,7 @@ def predict(
         head: Parameters of the trained head.
         adapter: Parameters of the adapter, ``Σ r (d_out + d_in)``.
         ranks: The sum of all modules' ranks.
-        workspace: Bytes beside: measure them once on a machine, as a peak less a prediction.
+        workspace: Bytes beside all this: ``PROCESS_BYTES`` on a CPU.
 
     Raises:
         ConfigError: A dtype is unknown or a number is negative.
@@ -129,7 +144,7 @@ def predict(
         _check(name, value)
     inner = shape.inner or 4 * shape.width
     tokens = load.batch * load.length
-    values = tokens * shape.layers * (shape.kept * shape.width + 2 * inner)
+    values = tokens * shape.layers * (shape.kept * shape.width + shape.inner_kept * inner)
     values += load.batch * shape.layers * shape.maps * shape.heads * load.length**2
     values += tokens * ranks
     return Memory(
@@ -137,7 +152,7 @@ def predict(
         head=STATE_BYTES * head,
         adapter=STATE_BYTES * adapter,
         activations=math.ceil(values * load.value_bytes),
-        workspace=workspace,
+        workspace=workspace + math.ceil(values * load.value_bytes * load.slack),
     )
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,10 @@ from rich.text import Text
 
 from atlas_flwr.errors import ResultError
 from atlas_flwr.results import page
-from atlas_flwr.results.figures import Chart, chart, colour
-from atlas_flwr.results.plots import DASHES, MARKERS, STYLE, layout, save, shown_label
+from atlas_flwr.results.figures import Chart, chart, colour, drawn
+from atlas_flwr.results.plots import STYLE, layout, paint, save
+from atlas_flwr.results.plots_lines import DASHES, shown_label
+from atlas_flwr.results.plots_maps import MARKERS
 from atlas_flwr.results.provenance import without_home
 from atlas_flwr.results.report import Table, render
 from atlas_flwr.results.series import (
@@ -35,10 +36,9 @@ from atlas_flwr.results.series import (
     tasks_of,
 )
 from atlas_flwr.results.store import RunResult, atomic_write
-from atlas_flwr.results.svg import Series
+from atlas_flwr.results.svg_parts import Series
+from atlas_flwr.results.sweeps import NOT_COMPARED, flat, sweep_figures
 
-# Where a run lies and what it is called is no difference between experiments.
-_NOT_COMPARED = ("run.name", "run.out")
 _ERROR = "Error: the aggregation error of the last round."
 COLUMNS = (
     *("run", "strategy", "model", "tasks", "seed", "status", "rounds", "accuracy"),
@@ -120,6 +120,7 @@ def write_comparison(runs: Sequence[RunResult], out: Path) -> Comparison:
         atomic_write(out / "comparison.csv", _csv(found))
         atomic_write(out / "comparison.html", _html(found))
         _png(found, out / "comparison.png")
+        _sweeps(found, out)
     except OSError as error:
         raise ResultError(f"{out}: can't be written ({error.strerror or error})") from error
     return found
@@ -179,22 +180,10 @@ def _labels(runs: Sequence[RunResult]) -> list[str]:
 
 
 def _differences(runs: Sequence[RunResult]) -> dict[str, tuple[str, ...]]:
-    flat = [dict(_flat(run.config)) for run in runs]
-    keys = sorted(set().union(*flat) - set(_NOT_COMPARED))
-    values = {key: tuple(without_home(tree.get(key, "–")) for tree in flat) for key in keys}
+    trees = [flat(run.config) for run in runs]
+    keys = sorted(set().union(*trees) - set(NOT_COMPARED))
+    values = {key: tuple(without_home(tree.get(key, "–")) for tree in trees) for key in keys}
     return {key: row for key, row in values.items() if len(set(row)) > 1}
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Return dotted keys and values as text."""
-    pairs: list[tuple[str, str]] = []
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            pairs += _flat(value, f"{prefix}{key}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, default=str)
-            pairs.append((f"{prefix}{key}", text))
-    return pairs
 
 
 def _csv(found: Comparison) -> str:
@@ -246,6 +235,7 @@ def _charts(panel: Panel) -> list[Chart]:
             "The lowest accuracy of a client, by round.",
             lines("worst_client_accuracy"),
         ),
+        *map(drawn, sweep_figures(panel.runs)),
     ]
 
 
@@ -257,6 +247,16 @@ def _png(found: Comparison, path: Path) -> None:
         for index, panel in enumerate(found.panels):
             _draw(figure.add_subplot(count, 1, index + 1), panel)
         save(figure, path)
+
+
+def _sweeps(found: Comparison, out: Path) -> None:
+    """Draw what runs that differ in one thing show, a file a figure."""
+    for index, panel in enumerate(found.panels):
+        number = f"-{index + 1}" if len(found.panels) > 1 else ""
+        for figure in sweep_figures(panel.runs):
+            run = next(iter(panel.runs.values()))
+            named = replace(figure, name=f"comparison-{figure.name}{number}")
+            paint(named, out, run)
 
 
 def _draw(axes: Axes, panel: Panel) -> None:

@@ -14,11 +14,16 @@ from rich.table import Table
 from rich.text import Text
 
 from atlas_flwr.results.events import check_event
-from atlas_flwr.results.series import last_merge, show, show_bytes, show_error, show_seconds
+from atlas_flwr.results.found import clusters_line
+from atlas_flwr.results.merges import last_merge
+from atlas_flwr.results.ranked import ranks_line
+from atlas_flwr.results.series import show, show_bytes, show_error, show_seconds
+from atlas_flwr.results.store import read_extra
 
 BARS = "▁▂▃▄▅▆▇█"
 PHASE_WORDS = {
     "fingerprint": "fingerprinting",
+    "score": "comparing models",
     "train": "training",
     "evaluate": "evaluating",
     "final": "scoring on the full validation sets",
@@ -161,8 +166,16 @@ class Progress:
 
 
 def print_results(console: Console, summary: Mapping[str, Any], path: Path) -> None:
-    """Print the final table, what the run cost, and the run directory whole, on its own line."""
+    """Print the final table, costs, clusters, ranks, and the run directory whole, on its own line.
+
+    Raises:
+        ResultError: ``clusters.json`` or ``ranks.json`` is there but broken.
+    """
     console.print(results_table(summary))
+    clusters, ranks = (read_extra(path / f"{name}.json") for name in ("clusters", "ranks"))
+    for line in (clusters_line(clusters), ranks_line(ranks)):
+        if line:
+            console.print(Text(line), soft_wrap=True)
     # A path that is cut in two can't be copied.
     console.print(Text(str(path), style="bold"), soft_wrap=True)
 

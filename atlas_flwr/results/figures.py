@@ -7,20 +7,30 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from atlas_flwr.results.insights import insights
+from atlas_flwr.results.merges import merge_figures
 from atlas_flwr.results.series import (
     PALETTE,
-    MergeFigure,
     client_accuracies,
     cumulative_mb,
     curve,
     kinds_moved,
-    merge_figures,
     peak_memory,
     tasks_of,
     thinned,
 )
+from atlas_flwr.results.shapes import Columns, HeatMap, LineFigure, Picture
+from atlas_flwr.results.steps import spread_figures
 from atlas_flwr.results.store import RunResult
-from atlas_flwr.results.svg import Series, legend_mark, line_chart, mirror_chart, strip_chart
+from atlas_flwr.results.svg import line_chart, mirror_chart, strip_chart
+from atlas_flwr.results.svg_maps import (
+    columns_chart,
+    heat_key,
+    heat_map,
+    kinds_key,
+    scatter_chart,
+)
+from atlas_flwr.results.svg_parts import Series, legend_mark
 
 
 @dataclass(frozen=True)
@@ -40,15 +50,40 @@ class Chart:
     svg: Markup
     legend: Sequence[LegendItem]
 
+    @property
+    def wide(self) -> bool:
+        """Whether it is wider than a column of the page."""
+        return "min-width" in self.svg[: self.svg.index(">")]
+
 
 def run_figures(run: RunResult) -> list[Chart]:
     """Return the charts of one run: accuracy, loss, merges, clients, bytes, memory, time.
 
     Where a strategy merges nothing that can be measured, there are no charts of merges.
     """
-    merges = [_merge(figure) for figure in merge_figures(run.rounds)]
+    merges = [_lines(figure) for figure in merge_figures(run.rounds)]
     rest = [_clients(run), _bytes(run), _memory(run), _time(run)]
-    return [_accuracy(run), _loss(run), *merges, *rest]
+    return [_accuracy(run), _loss(run), *merges, *rest, *map(drawn, spread_figures(run))]
+
+
+def found_figures(run: RunResult) -> list[Chart]:
+    """Return the charts of what the run found: clusters, ranks, steps; none if it has none."""
+    return [drawn(picture) for picture in insights(run)]
+
+
+def drawn(picture: Picture) -> Chart:
+    """Return a picture as a chart of the page."""
+    heading = (picture.title, picture.caption)
+    if isinstance(picture, LineFigure):
+        return _lines(picture)
+    if isinstance(picture, HeatMap):
+        legend = [LegendItem(text, shade) for text, shade in heat_key(picture)]
+        return Chart(*heading, Markup(heat_map(picture)), legend)
+    if isinstance(picture, Columns):
+        legend = _legend(kinds_key(picture.kinds), "dot")
+        return Chart(*heading, Markup(columns_chart(picture)), legend)
+    named = picture.groups if len(picture.groups) > 1 else ()
+    return Chart(*heading, Markup(scatter_chart(picture)), _legend(named, "dot"))
 
 
 def chart(title: str, caption: str, series: Sequence[Series], zero: bool = False) -> Chart:
@@ -112,9 +147,9 @@ def _clients(run: RunResult) -> Chart:
     return Chart(title, caption, Markup(svg), _legend(groups, "dot"))
 
 
-def _merge(figure: MergeFigure) -> Chart:
+def _lines(figure: LineFigure) -> Chart:
     lines = {s.name: s for s in figure.series}.values() if figure.named else ()
-    svg = line_chart(figure.title, figure.series, zero=True)
+    svg = line_chart(figure.title, figure.series, figure.zero, figure.axis)
     return Chart(figure.title, figure.caption, Markup(svg), _legend(lines))
 
 

@@ -45,7 +45,7 @@ font-variant-numeric:tabular-nums;white-space:nowrap}
 .facts small{display:block;font-size:13px;font-weight:400;letter-spacing:0;color:var(--quiet);
 white-space:normal}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:20px;
-margin-top:18px}
+margin-top:18px;grid-auto-flow:dense}
 figure{margin:0;background:var(--card);border:1px solid var(--rule);border-radius:12px;
 padding:16px 16px 10px;break-inside:avoid;min-width:0}
 figcaption{margin-bottom:8px}
@@ -53,6 +53,10 @@ svg{display:block;width:100%;height:auto;overflow:visible}
 svg text{fill:var(--quiet);font-size:12px;font-variant-numeric:tabular-nums}
 .grid{stroke:var(--rule);stroke-width:1}.axis{stroke:var(--ink);stroke-width:1}
 .fence{stroke:var(--quiet);stroke-width:1;stroke-dasharray:2 3}
+.wide .pan{overflow-x:auto}figure.wide{grid-column:1/-1}
+.cell{stroke:var(--rule);stroke-width:1}.border{fill:none;stroke:var(--ink);stroke-width:1.2}
+svg text.name{fill:var(--ink)}svg text.number{fill:var(--ink);paint-order:stroke;
+stroke:var(--card);stroke-width:1.6px;stroke-opacity:.55}
 .line{fill:none;stroke-linejoin:round;stroke-linecap:round}
 .dot{stroke:var(--card);stroke-width:1}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:2px 16px;margin:0 0 8px;padding:0;
@@ -82,7 +86,7 @@ dl.pairs dt{color:var(--quiet)}dl.pairs dd{margin:0;overflow-wrap:anywhere}
 .facts div{padding:12px 14px}.facts dd{font-size:22px}figure{padding:12px 10px 8px}
 .wide{grid-column:1/-1}th,td{padding:8px 10px}h2{margin-top:38px}}
 @media print{main{padding:0;max-width:none}pre{white-space:pre-wrap}
-.charts{grid-template-columns:1fr 1fr}
+.charts{grid-template-columns:1fr 1fr}.pan{overflow:visible}.pan svg{min-width:0!important}
 body{font-size:12px}.scroll{overflow:visible;border-radius:0}th,td{padding:4px 6px}
 h2{break-after:avoid}}
 """
@@ -96,10 +100,11 @@ HEAD = """<!DOCTYPE html>
 
 MACROS = """
 {%- macro chart(figure) -%}
-<figure><h3>{{ figure.title }}</h3><figcaption>{{ figure.caption }}</figcaption>
+<figure{% if figure.wide %} class="wide"{% endif %}><h3>{{ figure.title }}</h3>
+<figcaption>{{ figure.caption }}</figcaption>
 {%- if figure.legend %}<ul class="legend">{% for item in figure.legend -%}
 <li>{{ item.mark }}<span>{{ item.name }}</span></li>{% endfor %}</ul>{% endif -%}
-{{ figure.svg }}</figure>
+<div class="pan">{{ figure.svg }}</div></figure>
 {%- endmacro -%}
 {%- macro table(t) -%}
 <div class="scroll{% if t.compact %} compact{% endif %}"><table><thead><tr>
@@ -128,6 +133,9 @@ REPORT = (
 </header>
 <section><h2>How it went</h2><div class="charts">{% for figure in figures %}{{ chart(figure) }}
 {% endfor %}</div></section>
+{% if found %}<section><h2>What it found</h2><div class="charts">
+{% for figure in found %}{{ chart(figure) }}
+{% endfor %}</div></section>{% endif %}
 <section><h2>Tasks</h2><p class="quiet">The models of the last round on each task's full
 validation set (mean over the task's clients); last, on the clients' own slices of it. A dash: there
 is no such number.</p>

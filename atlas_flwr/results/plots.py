@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -13,25 +12,34 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
+from atlas_flwr.results.insights import insights
+from atlas_flwr.results.merges import merge_figures
+from atlas_flwr.results.plots_lines import DASHES, caption, draw_lines, finish, line, shown_label
+from atlas_flwr.results.plots_maps import (
+    INK,
+    MARKERS,
+    QUIET,
+    draw_columns,
+    draw_heat_map,
+    draw_scatter,
+    size_of,
+)
 from atlas_flwr.results.series import (
     PALETTE,
-    MergeFigure,
     client_accuracies,
     cumulative_mb,
     curve,
     kinds_moved,
-    merge_figures,
     peak_memory,
     tasks_of,
     thinned,
 )
+from atlas_flwr.results.shapes import Columns, HeatMap, LineFigure, Picture
+from atlas_flwr.results.steps import spread_figures
 from atlas_flwr.results.store import RunResult
 
-CROWD = 24  # points beyond which markers hide their line
-INK, QUIET = "#1f2328", "#8a9099"
-MARKERS, DASHES = "os^DvP", ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.titlesize": 13,
@@ -70,15 +78,40 @@ def write_plots(run: RunResult, folder: Path) -> list[Path]:
         "bytes": draw_bytes,
         "memory": draw_memory,
     }
-    for figure in merge_figures(run.rounds):
-        pictures[figure.name] = partial(draw_merge, figure)
-    return [picture(folder / f"{name}.png", draw, run) for name, draw in pictures.items()]
+    paths = [picture(folder / f"{name}.png", draw, run) for name, draw in pictures.items()]
+    shown = [*merge_figures(run.rounds), *spread_figures(run), *insights(run)]
+    return [*paths, *(paint(found, folder, run) for found in shown)]
 
 
-def picture(path: Path, draw: Callable[[Axes, RunResult], None], run: RunResult) -> Path:
-    """Draw one pair of axes into a PNG file of 7.5 × 4.5 inches at 160 dots per inch."""
+def paint(shown: Picture, folder: Path, run: RunResult) -> Path:
+    """Draw a picture into its PNG file: what the page's chart of that title shows."""
+    path = folder / f"{shown.name}.png"
+    if isinstance(shown, LineFigure):
+        return picture(path, partial(draw_lines, shown), run)
+
+    def draw(axes: Axes, _run: RunResult) -> None:
+        if isinstance(shown, HeatMap):
+            draw_heat_map(shown, axes)
+        elif isinstance(shown, Columns):
+            draw_columns(shown, axes)
+        else:
+            draw_scatter(shown, axes)
+        named = isinstance(shown, HeatMap) and any(g.name for g in shown.column_groups)
+        axes.set_title(shown.title, pad=22 if named else 12)
+        caption(axes, shown.caption)
+
+    return picture(path, draw, run, size_of(shown))
+
+
+def picture(
+    path: Path,
+    draw: Callable[[Axes, RunResult], None],
+    run: RunResult,
+    size: tuple[float, float] = (7.5, 4.5),
+) -> Path:
+    """Draw one pair of axes into a PNG file, its size in inches, at 160 dots per inch."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.5, 4.5), layout=layout())
+        figure = Figure(figsize=size, layout=layout())
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         draw(axes, run)
@@ -102,17 +135,17 @@ def draw_accuracy(axes: Axes, run: RunResult) -> None:
     """Accuracy by round on the clients' own validation slices: overall, per task, worst client."""
     _lines(axes, run, "accuracy")
     worst = curve(run.rounds, "worst_client_accuracy")
-    _line(axes, worst, "worst client", QUIET, "v", DASHES[2], width=1.5)
+    line(axes, worst, "worst client", QUIET, "v", DASHES[2], width=1.5)
     axes.set_ylabel("accuracy")
-    _finish(axes, "Accuracy by round, clients' own validation rows")
+    finish(axes, "Accuracy by round, clients' own validation rows")
 
 
 def draw_loss(axes: Axes, run: RunResult) -> None:
     """Evaluation loss by round, overall and per task, with the training loss."""
     _lines(axes, run, "loss")
-    _line(axes, curve(run.rounds, "train_loss"), "training", QUIET, "v", DASHES[2], width=1.5)
+    line(axes, curve(run.rounds, "train_loss"), "training", QUIET, "v", DASHES[2], width=1.5)
     axes.set_ylabel("loss")
-    _finish(axes, "Loss by round, clients' own validation rows")
+    finish(axes, "Loss by round, clients' own validation rows")
 
 
 def draw_clients(axes: Axes, run: RunResult) -> None:
@@ -145,7 +178,7 @@ def draw_clients(axes: Axes, run: RunResult) -> None:
                 zorder=3,
             )
     axes.set_ylabel("accuracy")
-    _finish(axes, "Accuracy of each client: own rows, at the end the full set")
+    finish(axes, "Accuracy of each client: own rows, at the end the full set")
     if (run.clients["phase"] == "final").any():
         axes.axvline(last + every / 2, color=QUIET, lw=1, ls=DASHES[2])
         axes.set_xticks([*rounds, last + every])
@@ -177,83 +210,31 @@ def draw_bytes(axes: Axes, run: RunResult) -> None:
     ):
         axes.text(0.02, height, text, va=side, color=QUIET, transform=axes.transAxes)
     axes.set_ylabel("MB so far")
-    _finish(axes, "Bytes moved, cumulative, by kind")
+    finish(axes, "Bytes moved, cumulative, by kind")
 
 
 def draw_memory(axes: Axes, run: RunResult) -> None:
     """The highest peak a client measured, by phase and round."""
     phases = peak_memory(run.clients)
     for index, (phase, points) in enumerate(phases.items()):
-        _line(axes, points, phase, PALETTE[index], MARKERS[index], DASHES[index % len(DASHES)])
+        line(axes, points, phase, PALETTE[index], MARKERS[index], DASHES[index % len(DASHES)])
     axes.set_ylabel("peak memory (MB)")
     axes.margins(y=0.25)
-    _finish(axes, "Peak memory of a client, by phase")
-
-
-def draw_merge(figure: MergeFigure, axes: Axes, run: RunResult) -> None:
-    """Errors of the merges by round: what the page's chart of that title shows."""
-    colours = {"ink": INK, "quiet": QUIET} | {f"s{i}": c for i, c in enumerate(PALETTE)}
-    axes.axhline(0, color=QUIET, lw=1)
-    named = set()
-    for s in figure.series:
-        label = s.name if figure.named and s.name not in named else ""
-        named.add(s.name)
-        marker, dash = MARKERS[s.shape % len(MARKERS)], DASHES[s.dash % len(DASHES)]
-        width = 2.8 if s.colour == "ink" else 2.0
-        _line(axes, s.points, label, colours[s.colour], marker, dash, width=width)
-    axes.set_ylabel(figure.unit)
-    _finish(axes, f"{figure.title} by round")
-    axes.figure.supxlabel(fill(figure.caption, 92), fontsize=9.5, color=QUIET)
+    finish(axes, "Peak memory of a client, by phase")
 
 
 def _lines(axes: Axes, run: RunResult, key: str) -> None:
     tasks = tasks_of(run)
     for index, task in enumerate(tasks if len(tasks) > 1 else ()):
         look = (PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)])
-        _line(
+        line(
             axes,
             curve(run.rounds, key, task),
             task,
             *look,
             DASHES[(1 + index // len(PALETTE)) % len(DASHES)],
         )
-    _line(axes, curve(run.rounds, key), "all clients", INK, "o", "-", width=2.8)
-
-
-def _line(
-    axes: Axes,
-    points: Sequence[tuple[float, float]],
-    label: str,
-    color: str,
-    marker: str,
-    dash: object,
-    *,
-    width: float = 2.0,
-) -> None:
-    if points:
-        x, y = zip(*points, strict=True)
-        shape = marker if len(points) <= CROWD else None
-        style: dict[str, Any] = {"color": color, "marker": shape, "linestyle": dash}
-        axes.plot(x, y, label=shown_label(label), linewidth=width, **style)
-
-
-def shown_label(label: str) -> str:
-    """Return a label the legend shows: Matplotlib leaves out those that start with '_'."""
-    return f"\u200b{label}" if label.startswith("_") else label
-
-
-def _finish(axes: Axes, title: str) -> None:
-    """Title, whole rounds on the x axis, and a legend beside the plot where it hides nothing."""
-    axes.set_title(title)
-    axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    low, high = axes.get_xlim()
-    if high - low < 1:  # one round: no fractions of a round around it
-        middle = (low + high) / 2
-        axes.set_xlim(middle - 1, middle + 1)
-    labels: Sequence[object] = axes.get_legend_handles_labels()[1]
-    if labels:
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    line(axes, curve(run.rounds, key), "all clients", INK, "o", "-", width=2.8)
 
 
 def _round_or_end(last: int, every: int) -> Callable[[float, int], str]:

@@ -59,8 +59,8 @@ class RoundRecord:
         memory_mb: The highest peak a client measured.
         communication_mb: Up + down of the round, MB = 10⁶ bytes.
         aggregation_error: How far the merge was from the exact mean, where there is one; see
-            `Measured` for this, ``truncation_error``, ``compression_error``, ``effective_rank``
-            and ``step_loss``.
+            `Measured` for this, ``truncation_error``, ``compression_error``, ``effective_rank``,
+            ``step_loss``, ``eta`` and ``eta_loss``.
         by_task: ``{task: {accuracy, f1, macro_f1, mcc, loss}}``, weighted like ``accuracy``.
         participants: Partitions that trained; ``lost`` those lost or rejected in any phase.
     """
@@ -77,6 +77,8 @@ class RoundRecord:
     compression_error: Mapping[str, float | None] | None
     effective_rank: float | None
     step_loss: Mapping[str, float | None] | None
+    eta: Mapping[str, float | None] | None
+    eta_loss: Mapping[str, Mapping[str, float | None] | None] | None
     by_task: Mapping[str, Mapping[str, float | None]]
     worst_client_accuracy: float | None
     bytes_up: int

@@ -12,12 +12,12 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from atlas_flwr.results import page
-from atlas_flwr.results.figures import run_figures
+from atlas_flwr.results.figures import found_figures, run_figures
+from atlas_flwr.results.merges import last_merge
 from atlas_flwr.results.plots import write_plots
 from atlas_flwr.results.provenance import without_home
 from atlas_flwr.results.record import KINDS
 from atlas_flwr.results.series import (
-    last_merge,
     show,
     show_bytes,
     show_error,
@@ -85,6 +85,7 @@ def _content(run: RunResult) -> dict[str, Any]:
         "lead": lead(run),
         "facts": _facts(run),
         "figures": run_figures(run),
+        "found": found_figures(run),
         "tasks": task_table(run.summary["final"]),
         "merge": merge_table(run.rounds),
         "clients": _client_table(run),

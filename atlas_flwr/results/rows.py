@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 KINDS = ("adapter", "head", "weights", "fingerprint", "activation", "gradient", "other")
-PHASES = ("fingerprint", "train", "evaluate", "final")
+PHASES = ("fingerprint", "score", "train", "evaluate", "final")
 MB = 1e6
 
 
@@ -21,7 +21,8 @@ class ClientRow:
         round: Round number; the last one for ``phase="final"``.
         partition: Who.
         task: The client's task.
-        phase: ``"train"``, ``"evaluate"`` (own slice) or ``"final"`` (the task's full set).
+        phase: ``"train"``, ``"evaluate"`` (own slice), ``"final"`` (the task's full set), or what
+            comes before: ``"fingerprint"``, and ``"score"`` (models compared on training rows).
         cluster: Its cluster from the fingerprint phase on.
         num_examples: Rows the phase used.
         ranks: ``"8"`` when uniform, else compact JSON ``{"module": rank}``; see `compact_ranks`.
@@ -88,6 +89,9 @@ class Measured:
         effective_rank: ``exp(entropy of σ²)`` of what was applied, averaged over modules.
         step_loss: Share ρ of a graph step that receivers of each rank had to cut, by rank; at 1
             the graph did nothing.
+        eta: Share of the step over the graph that each cluster took, by cluster.
+        eta_loss: Mean loss on held-back rows, by cluster, then by candidate η; the smallest was
+            chosen. Rows that no client trains on.
     """
 
     aggregation_error: float | None = None
@@ -95,6 +99,8 @@ class Measured:
     compression_error: Mapping[str, float | None] | None = None
     effective_rank: float | None = None
     step_loss: Mapping[str, float | None] | None = None
+    eta: Mapping[str, float | None] | None = None
+    eta_loss: Mapping[str, Mapping[str, float | None]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; what is not finite is ``None``."""
@@ -111,6 +117,10 @@ class Measured:
             "compression_error": each(self.compression_error),
             "effective_rank": plain(self.effective_rank),
             "step_loss": each(self.step_loss),
+            "eta": each(self.eta),
+            "eta_loss": None
+            if self.eta_loss is None
+            else {cluster: each(losses) for cluster, losses in self.eta_loss.items()},
         }
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from atlas_flwr.errors import ResultError
+from atlas_flwr.results.csv_row import csv_row
 from atlas_flwr.results.record import COLUMNS, ClientRow, RoundRecord
 
 RUN_FILES = ("config.toml", "provenance.json", "rounds.jsonl", "clients.parquet", "summary.json")
@@ -150,7 +151,9 @@ class RunResult:
         clients: ``clients.parquet``; whole numbers are nullable ``Int64``.
         config: ``config.toml`` parsed, and ``config_text`` as written.
         path: The directory.
-        provenance: ``provenance.json``; empty when the run has none.
+        provenance: ``provenance.json``; this and those below are empty when the run has none.
+        clusters: ``clusters.json``: how clusters were found.
+        ranks: ``ranks.json``: the rank of each module of each client, and why.
     """
 
     summary: dict[str, Any]
@@ -160,6 +163,8 @@ class RunResult:
     path: Path = Path()
     config_text: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
+    clusters: dict[str, Any] = field(default_factory=dict)
+    ranks: dict[str, Any] = field(default_factory=dict)
 
 
 def read_run(path: Path) -> RunResult:
@@ -187,37 +192,20 @@ def read_run(path: Path) -> RunResult:
     clients = _table(path / "clients.parquet").to_pandas(
         types_mapper={pa.int64(): pd.Int64Dtype()}.get
     )
-    provenance = path / "provenance.json"
-    told = _json(provenance) if provenance.exists() else {}
-    return RunResult(summary, rounds, clients, config, path, config_text, told)
+    told = [read_extra(path / f"{name}.json") for name in ("provenance", "clusters", "ranks")]
+    return RunResult(summary, rounds, clients, config, path, config_text, *told)
 
 
-def csv_row(summary: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``summary.csv``'s one row; an absent number is an empty field."""
-    rounds = summary["round_results"]
-    full = config.get("model", {}).get("adaptation") == "full"
-    rank = _dealt_ranks(config) or config.get("lora", {}).get("rank")
-    ranks = rank if isinstance(rank, list) else [rank]
-    tasks = config.get("data", {}).get("tasks") or sorted(summary["final"]["by_task"])
-    return {
-        "Experiment": summary["experiment"],
-        "Task": "+".join(tasks),
-        "Model": summary["model"],
-        "LoRA": "full" if full or rank is None else "r=" + ",".join(map(str, ranks)),
-        "Rounds": summary["rounds_completed"],
-        "Final Accuracy": summary["final"]["accuracy"],
-        "Final Loss": summary["final"]["loss"],
-        "Time (min)": round(summary["seconds"] / 60, 3),
-        "Avg Memory (MB)": _average(r["memory_mb"] for r in rounds),
-        "Avg Comm (MB)": _average(r["communication_mb"] for r in rounds),
-        **{key: summary[key] for key in ("strategy", "engine", "seed", "status")},
-    }
+def read_extra(path: Path) -> dict[str, Any]:
+    """Read a JSON object that not every run has; empty when there is no such file.
 
-
-def _dealt_ranks(config: Mapping[str, Any]) -> list[int]:
-    """Return the ranks of the device profiles, in the order they are dealt; none without."""
-    named = {device["name"]: device["rank"] for device in config.get("device", ())}
-    return [named[profile] for profile in config.get("devices", {}).get("profiles", ())]
+    Raises:
+        ResultError: The file is broken, or no object.
+    """
+    found = _json(path) if path.exists() else {}
+    if not isinstance(found, dict):
+        raise ResultError(f"{path}: not a JSON object")
+    return found
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -242,12 +230,6 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _average(values: Iterable[float | None]) -> float | None:
-    """Return the mean of the values there are."""
-    there: Sequence[float] = [value for value in values if value is not None]
-    return sum(there) / len(there) if there else None
 
 
 def _completed(summary: Path) -> bool:

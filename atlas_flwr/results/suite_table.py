@@ -15,12 +15,12 @@ from atlas_flwr.results.series import show, show_error
 from atlas_flwr.results.store import RunResult
 
 MB = 1e6
-_TASK = "accuracy_"
+_BY_TASK = ("accuracy", "f1", "mcc")  # f1 is label 1's, and no number unless there are two
 # Of the last round; a run whose strategy has none leaves the field empty.
 ERRORS = ("aggregation_error", "truncation_error", "compression_error", "effective_rank")
 _BEFORE = (
     *("setting", "label", "strategy", "seed", "rounds", "learning_rate", "ranks"),
-    *("accuracy", "worst_client_accuracy", "own_accuracy"),
+    *("accuracy", "worst_client_accuracy", "own_accuracy", "worst_own_accuracy"),
 )
 _AFTER = (
     *("bytes_up", "bytes_down", *ERRORS, "seconds", "status", "commit", "version", "path"),
@@ -31,7 +31,8 @@ Row = dict[str, Any]
 def suite_row(run: RunResult, setting: str, label: str, path: str) -> Row:
     """Return a run's row: its summary's numbers, unrounded, and where they come from.
 
-    ``accuracy`` is the mean over tasks on the full validation sets, ``accuracy_<task>`` a task's;
+    ``accuracy`` is the mean over tasks on the full validation sets, ``accuracy_<task>`` a task's,
+    as ``f1_<task>`` and ``mcc_<task>`` are; ``own_accuracy`` is on the clients' own slices;
     ``commit`` ends in ``-dirty`` where the checkout had changes. An absent number is ``None``.
 
     Args:
@@ -55,7 +56,12 @@ def suite_row(run: RunResult, setting: str, label: str, path: str) -> Row:
         "accuracy": final["accuracy"],
         "worst_client_accuracy": final["worst_client_accuracy"],
         "own_accuracy": final["own"]["accuracy"],
-        **{_TASK + task: scores["accuracy"] for task, scores in final["by_task"].items()},
+        "worst_own_accuracy": final["own"]["worst_client_accuracy"],
+        **{
+            f"{metric}_{task}": scores.get(metric)
+            for metric in _BY_TASK
+            for task, scores in final["by_task"].items()
+        },
         "bytes_up": summary["bytes"]["up"],
         "bytes_down": summary["bytes"]["down"],
         **{name: largest(last.get(name)) for name in ERRORS},
@@ -81,8 +87,9 @@ def largest(value: Any) -> float | None:
 
 
 def suite_csv(rows: Sequence[Row]) -> str:
-    """Return ``results.csv``: one line a run, with a column for every task that a run has."""
-    tasks = dict.fromkeys(key for row in rows for key in row if key.startswith(_TASK))
+    """Return ``results.csv``: one line a run, with columns for every task that a run has."""
+    plain = {*_BEFORE, *_AFTER}
+    tasks = dict.fromkeys(key for row in rows for key in row if key not in plain)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, (*_BEFORE, *tasks, *_AFTER), lineterminator="\n")
     writer.writeheader()

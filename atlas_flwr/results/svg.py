@@ -1,4 +1,4 @@
-"""Charts as inline SVG for the report: colours are CSS variables, so they follow dark and light.
+"""Charts by round as inline SVG for the report.
 
 Every chart is 420 × 250 units with text of 12: readable on a phone's width and in two columns.
 """
@@ -7,73 +7,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import pairwise
 from typing import Any
 
-WIDTH, HEIGHT = 420, 250
+from atlas_flwr.results.svg_parts import (
+    HEIGHT,
+    WIDTH,
+    Series,
+    dash,
+    marker,
+    ring,
+    tag,
+    ticks,
+    wrap,
+)
+
 LEFT, RIGHT, TOP, BOTTOM = 48, 10, 14, 26
 CROWD = 24  # points beyond which markers hide their line
-DASHES = ("", "7 3", "2 3", "7 3 2 3")
 
 
-@dataclass(frozen=True)
-class Series:
-    """One line or set of points.
-
-    Attributes:
-        name: What the legend says.
-        points: ``(x, y)``, at most a few hundred.
-        colour: A CSS variable's name without dashes: ``"ink"``, ``"quiet"``, ``"s0"``…``"s6"``.
-        dash: Index of the dash pattern.
-        shape: Index of the marker's shape.
-        labels: What each point says when pointed at; made from the numbers when left out.
-    """
-
-    name: str
-    points: Sequence[tuple[float, float]]
-    colour: str = "ink"
-    dash: int = 0
-    shape: int = 0
-    labels: Sequence[str] = field(default=())
-
-    def label(self, index: int) -> str:
-        """Return what a point says when pointed at."""
-        if self.labels:
-            return self.labels[index]
-        x, y = self.points[index]
-        return f"{self.name}, round {x:g}: {y:.4g}"
-
-
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Return round numbers that cover the range, about ``count`` steps of 1, 2 or 5 × 10ⁿ.
-
-    >>> ticks(0.53, 0.92)
-    [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
-    """
-    if not high > low:
-        pad = abs(low) * 0.1 or 0.5
-        low, high = low - pad, high + pad
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(step * i, 12) for i in range(first, last + 1)]
-
-
-def line_chart(title: str, series: Sequence[Series], zero: bool = False) -> str:
+def line_chart(
+    title: str, series: Sequence[Series], zero: bool = False, axis: str = "round"
+) -> str:
     """Return lines with markers over rounds; of nothing, a chart that says so.
 
     Args:
         title: For screen readers.
-        series: The lines, the last one on top.
+        series: The lines, the last one on top, all above their bands.
         zero: The vertical axis starts at 0.
+        axis: What the horizontal axis counts.
     """
     ys = [y for s in series for _, y in s.points]
-    frame = _frame([x for s in series for x, _ in s.points], [*ys, *([0.0] if zero else [])])
-    drawn = [_line(s, frame) for s in series] if ys else []
-    return _svg(title, frame, drawn)
+    edges = [y for s in series for band in s.bands for _, *ends in band for y in ends]
+    xs = [x for s in series for x, _ in s.points]
+    pad = 0.3 if axis == "round" or not xs else 0.05 * (max(xs) - min(xs)) or 0.3
+    frame = _frame(xs, [*ys, *edges, *([0.0] if zero else [])], pad)
+    drawn = [_band(s, frame) for s in series] + [_line(s, frame) for s in series] if ys else []
+    return _svg(title, replace(frame, axis=axis), drawn)
 
 
 def strip_chart(title: str, groups: Sequence[Series], end: int | None = None) -> str:
@@ -95,14 +67,14 @@ def strip_chart(title: str, groups: Sequence[Series], end: int | None = None) ->
             column = [y for at, y in group.points if at == x]
             top, bottom, at = frame.y(max(column)), frame.y(min(column)), frame.x(x + shift)
             style = f"stroke:var(--{group.colour});stroke-width:3;opacity:.3"
-            parts.append(_tag("line", x1=at, x2=at, y1=top, y2=bottom, style=style))
+            parts.append(tag("line", x1=at, x2=at, y1=top, y2=bottom, style=style))
         parts += [
-            _marker(group, i, frame.x(x + shift), frame.y(y))
+            marker(group, i, frame.x(x + shift), frame.y(y))
             for i, (x, y) in enumerate(group.points)
         ]
     if end is not None and parts:
         at = frame.x(end) - (frame.x(1) - frame.x(0)) * _spacing(frame.rounds) / 2
-        parts.append(_tag("line", x1=at, x2=at, y1=TOP, y2=HEIGHT - BOTTOM, class_="fence"))
+        parts.append(tag("line", x1=at, x2=at, y1=TOP, y2=HEIGHT - BOTTOM, class_="fence"))
     return _svg(title, frame, parts, end)
 
 
@@ -128,9 +100,9 @@ def mirror_chart(
                 floor[i] += y
     if parts:
         zero = frame.y(0)
-        parts.append(_tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=zero, y2=zero, class_="axis"))
+        parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=zero, y2=zero, class_="axis"))
         for y, text in ((TOP + 10, "up, to the server"), (HEIGHT - BOTTOM - 6, "down, to clients")):
-            parts.append(_tag("text", text, x=LEFT + 6, y=y, class_="note"))
+            parts.append(tag("text", text, x=LEFT + 6, y=y, class_="note"))
     return _svg(title, frame, parts)
 
 
@@ -144,6 +116,7 @@ class _Frame:
     rounds: Sequence[float]
     pad: float
     mirrored: bool = False
+    axis: str = "round"
 
     def x(self, value: float) -> float:
         first, last = min(self.rounds) - self.pad, max(self.rounds) + self.pad
@@ -174,15 +147,15 @@ def _svg(title: str, frame: _Frame, parts: Sequence[str], end: int | None = None
             "text_anchor": "middle",
             "class_": "note",
         }
-        return _wrap(title, [_tag("text", "nothing was measured", **middle)])
+        return wrap(title, [tag("text", "nothing was measured", **middle)])
     below = []
 
     digits = max((len(f"{mark:g}".partition(".")[2]) for mark in frame.marks), default=0)
     for mark in frame.marks:
         y = frame.y(mark)
-        below.append(_tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
+        below.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
         below.append(
-            _tag(
+            tag(
                 "text",
                 f"{abs(mark) if frame.mirrored else mark:,.{digits}f}",
                 x=LEFT - 7,
@@ -198,76 +171,39 @@ def _svg(title: str, frame: _Frame, parts: Sequence[str], end: int | None = None
                 "y": HEIGHT - BOTTOM + 18,
                 "text_anchor": "middle",
             }
-            below.append(_tag("text", "end" if x == end else f"{x:g}", **at))
+            below.append(tag("text", "end" if x == end else f"{x:g}", **at))
     at = {"x": LEFT - 7, "y": HEIGHT - BOTTOM + 18, "text_anchor": "end"}
-    below.append(_tag("text", "round", **at))
-    return _wrap(title, [*below, *parts])
+    below.append(tag("text", frame.axis, **at))
+    return wrap(title, [*below, *parts])
 
 
-def _wrap(title: str, parts: Sequence[str]) -> str:
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
-    return f'{head} aria-label="{escape(title)}">{"".join(parts)}</svg>'
+def _band(series: Series, frame: _Frame) -> str:
+    """Return the series' shaded stretches."""
+    style = f"fill:var(--{series.colour});opacity:.16"
+    drawn = []
+    for band in series.bands:
+        edge = [(x, high) for x, _, high in band] + [(x, low) for x, low, _ in reversed(band)]
+        points = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in edge)
+        drawn.append(tag("polygon", points=points, style=style))
+    return "".join(drawn)
 
 
 def _line(series: Series, frame: _Frame) -> str:
+    if series.ring:
+        spots = [(frame.x(x), frame.y(y)) for x, y in series.points]
+        return "".join(ring(series, i, *spot) for i, spot in enumerate(spots))
     path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in series.points)
     width = 2.8 if series.colour == "ink" else 1.8
     style = f"stroke:var(--{series.colour});stroke-width:{width}"
-    line = _tag("polyline", points=path, style=style, class_="line", **_dash(series.dash))
+    line = tag("polyline", points=path, style=style, class_="line", **dash(series.dash))
     if len(series.points) > CROWD:
         return line
     return line + "".join(
-        _marker(series, i, frame.x(x), frame.y(y)) for i, (x, y) in enumerate(series.points)
+        marker(series, i, frame.x(x), frame.y(y)) for i, (x, y) in enumerate(series.points)
     )
-
-
-def _dash(index: int) -> dict[str, str]:
-    dash = DASHES[index % len(DASHES)]
-    return {"stroke_dasharray": dash} if dash else {}
-
-
-def _marker(series: Series, index: int, x: float, y: float) -> str:
-    """Return a circle, square, triangle or diamond with its label."""
-    shape, style = series.shape % 4, f"fill:var(--{series.colour})"
-    title = f"<title>{escape(series.label(index))}</title>"
-    outlines = (
-        "",
-        f"M{x - 3.2:.1f} {y - 3.2:.1f}h6.4v6.4h-6.4z",
-        f"M{x:.1f} {y - 4.2:.1f}l4 7h-8z",
-        f"M{x:.1f} {y - 4.4:.1f}l4.4 4.4l-4.4 4.4l-4.4 -4.4z",
-    )
-    if shape == 0:
-        return _tag("circle", cx=x, cy=y, r=3.6, style=style, class_="dot", inner=title)
-    return _tag("path", d=outlines[shape], style=style, class_="dot", inner=title)
 
 
 def _bar(x: float, edges: Sequence[float], width: float, series: Series, index: int) -> str:
     size: dict[str, Any] = {"x": x, "y": edges[0], "width": width, "height": edges[1] - edges[0]}
     title = f"<title>{escape(series.label(index))}</title>"
-    return _tag("rect", style=f"fill:var(--{series.colour})", inner=title, **size)
-
-
-def _tag(name: str, text: str = "", *, inner: str = "", **attributes: float | str) -> str:
-    """Return one element, everything escaped but ``inner``; ``text_anchor`` is ``text-anchor``."""
-    written = "".join(
-        f" {key.rstrip('_').replace('_', '-')}="
-        f'"{escape(f"{value:.1f}" if isinstance(value, float) else str(value))}"'
-        for key, value in attributes.items()
-    )
-    return f"<{name}{written}>{escape(text)}{inner}</{name}>"
-
-
-def legend_mark(series: Series, kind: str) -> str:
-    """Return the small picture beside a name in a legend: a ``"line"``, ``"dot"`` or ``"bar"``."""
-    colour = f"var(--{series.colour})"
-    if kind == "bar":
-        inner = _tag("rect", x=7, y=0, width=12, height=12, rx=3, style=f"fill:{colour}")
-    else:
-        dot = Series(series.name, [(0, 0)], series.colour, 0, series.shape, [series.name])
-        inner = _marker(dot, 0, 13.0, 6.0)
-    if kind == "line":
-        style = f"stroke:{colour};stroke-width:2.2"
-        dash = _dash(series.dash)
-        inner = _tag("line", x1=0, x2=26, y1=6, y2=6, style=style, **dash) + inner
-    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 26 12" aria-hidden="true">'
-    return f"{head}{inner}</svg>"
+    return tag("rect", style=f"fill:var(--{series.colour})", inner=title, **size)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,20 +16,30 @@ from transformers.pytorch_utils import Conv1D
 from atlas_flwr.models import lora
 from atlas_flwr.models.backbone import LoadedModel
 from atlas_flwr.training import precision as prec
-from atlas_flwr.training.batches import TokenTable
+from atlas_flwr.training.batches import TokenTable, by_length
 from atlas_flwr.training.local import to_device
 from atlas_flwr.types import Adapter, LoraFactors
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How rows are passed through the model.
+
+    Attributes:
+        batch_size: Rows of one pass; it changes nothing but rounding.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        threads: Torch threads on the CPU.
+    """
+
+    batch_size: int
+    device: prec.DeviceChoice
+    threads: int
+
 
 def leading_gradient(
-    loaded: LoadedModel,
-    table: TokenTable,
-    rows: NDArray[np.int64],
-    rank: int,
-    *,
-    batch_size: int,
-    device: prec.DeviceChoice,
-    threads: int,
+    loaded: LoadedModel, table: TokenTable, rows: NDArray[np.int64], rank: int, how: Passes
 ) -> Adapter:
     """Return the leading singular directions of each adapted module's mean gradient.
 
@@ -39,21 +51,41 @@ def leading_gradient(
         table: Tokenised rows.
         rows: Which of them, shape ``(n,)``, n >= 1.
         rank: Directions kept; no more than ``min(d_out, d_in)`` are.
-        batch_size: Rows of one pass; it changes nothing but rounding.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        threads: Torch threads on the CPU.
+        how: How the rows are passed through.
 
     Returns:
         Factors of scale 1 with ``B A`` the best approximation of the gradient of that rank, the
         singular values' roots on both.
     """
-    where = prec.resolve_device(device)
-    loaded.model.to(where)
-    with prec.threads_of(threads), _bare(loaded):
-        for start in range(0, len(rows), batch_size):
-            _accumulate(loaded, table, rows[start : start + batch_size], len(rows), where)
+    return _of_gradients(loaded, table, rows, how, lambda gradient: _leading(gradient, rank))
+
+
+def leading_values(
+    loaded: LoadedModel, table: TokenTable, rows: NDArray[np.int64], rank: int, how: Passes
+) -> dict[str, NDArray[np.float64]]:
+    """Return the leading singular values of each adapted module's mean gradient, largest first.
+
+    Arguments as in ``leading_gradient``. From the eigenvalues of the smaller Gram matrix in
+    float64, ten times as fast as an SVD; values below 1e-8 of a module's largest are rounding.
+    """
+    return _of_gradients(loaded, table, rows, how, lambda gradient: _values(gradient, rank))
+
+
+def _of_gradients(
+    loaded: LoadedModel,
+    table: TokenTable,
+    rows: NDArray[np.int64],
+    how: Passes,
+    read: Callable[[torch.Tensor], T],
+) -> dict[str, T]:
+    """Return what is read of each module's mean gradient, ``(d_out, d_in)``."""
+    where = prec.resolve_device(how.device)
+    loaded.model.to(where).eval()
+    with prec.threads_of(how.threads), _bare(loaded):
+        for batch in by_length(table.lengths[rows], how.batch_size):
+            _accumulate(loaded, table, rows[batch], len(rows), where)
         layers = loaded.backbone.layers.items()
-        return {module: _leading(layer, rank) for module, layer in layers}
+        return {module: read(_gradient(layer)) for module, layer in layers}
 
 
 def _accumulate(
@@ -69,14 +101,26 @@ def _accumulate(
     torch.autograd.backward(F.cross_entropy(logits, labels, reduction="sum") / total)
 
 
-def _leading(layer: object, rank: int) -> LoraFactors:
+def _gradient(layer: object) -> torch.Tensor:
     base = layer.base_layer  # type: ignore[attr-defined]
-    gradient = base.weight.grad.T if isinstance(base, Conv1D) else base.weight.grad
+    gradient: torch.Tensor = base.weight.grad
+    return gradient.T if isinstance(base, Conv1D) else gradient
+
+
+def _leading(gradient: torch.Tensor, rank: int) -> LoraFactors:
     u, s, vt = torch.linalg.svd(gradient, full_matrices=False)
     root = torch.sqrt(s[:rank])
     return LoraFactors(
         a=lora.to_numpy(root[:, None] * vt[:rank]), b=lora.to_numpy(u[:, :rank] * root), scale=1.0
     )
+
+
+def _values(gradient: torch.Tensor, rank: int) -> NDArray[np.float64]:
+    g = gradient.double()
+    gram = g @ g.T if g.shape[0] <= g.shape[1] else g.T @ g
+    squares = torch.linalg.eigvalsh(gram).flip(0)[:rank].clamp(min=0)
+    values: NDArray[np.float64] = squares.sqrt().cpu().numpy()
+    return values
 
 
 @contextmanager

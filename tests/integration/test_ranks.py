@@ -88,7 +88,19 @@ DEVICE_TABLES: dict[str, tuple[list[Tree], tuple[str, ...]]] = {
         ("device.name: 'watch' is named twice",),
     ),
     "a device of rank zero": ([{"name": "watch", "rank": 0}], ("device.0.rank: ", "got 0")),
-    "a device without a rank": ([{"name": "watch"}], ("device.0.rank: is required",)),
+    "a device of nothing": (
+        [{"name": "watch"}],
+        ("device.0.rank: is required for 'watch'", "memory-gb, state-mb or uplink-mb"),
+    ),
+    "a limit of zero": ([{"name": "watch", "uplink-mb": 0}], ("device.0.uplink-mb: ", "got 0")),
+    "a limit in words": (
+        [{"name": "watch", "memory-gb": "2 GB"}],
+        ("device.0.memory-gb: ", "got '2 GB'"),
+    ),
+    "a limit misspelt": (
+        [{"name": "watch", "memory": 2}],
+        ("device.0.memory: ", "did you mean 'memory-gb'"),
+    ),
     "a device without a name": ([{"rank": 2}], ("device.0.name: is required",)),
     "a device named in words": (
         [{"name": "my watch", "rank": 1}],

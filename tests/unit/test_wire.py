@@ -64,14 +64,17 @@ def test_a_job_survives_the_network() -> None:
         returns=frozenset({"core", "head"}),
         expects={"classifier.bias": (2,)},
         shrinks=True,
+        choices=(parts(), parts(4, 3)),
     )
     back, config = wire.read_job(over_the_network(wire.pack_job(job, '{"a": 1}')))
     assert config == '{"a": 1}'
     assert_same(back.parts, job.parts)
+    for mine, theirs in zip(back.choices, job.choices, strict=True):
+        assert_same(mine, theirs)
     # What the server checks an answer with stays at the server.
     assert (back.expects, back.shrinks) == ({}, False)
     for field in fields(Job):
-        if field.name not in ("parts", "expects", "shrinks", "sparse"):
+        if field.name not in ("parts", "expects", "shrinks", "sparse", "choices"):
             assert getattr(back, field.name) == getattr(job, field.name), field.name
             assert getattr(job, field.name) != field.default, "the test tells nothing of it"
 
@@ -105,6 +108,29 @@ def test_every_part_survives_the_network_in_both_directions(sparse: bool) -> Non
     again = wire.read_update(over_the_network(wire.pack_update(update)), 3)
     assert_same(again.parts, sent)
     assert again.partition == 3
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_models_to_choose_from_travel_together_and_are_counted_by_kind(sparse: bool) -> None:
+    """Each with its own scales, and with every part it has."""
+    doubled = {m: replace(f, scale=2 * f.scale) for m, f in parts().adapter.items()}
+    choices = (whole(), replace(parts(), adapter=doubled), ModelParts(head=parts().head))
+    content = wire.pack_job(Job(0, "train.choose", 1, choices=choices, sparse=sparse), "{}")
+    back, _ = wire.read_job(over_the_network(content))
+    assert back.parts == ModelParts()
+    for mine, theirs in zip(back.choices, choices, strict=True):
+        assert_same(mine, theirs)
+    alone = [wire.count_bytes(wire.pack_job(Job(0, "t", 1, c, sparse=sparse), "")) for c in choices]
+    together = wire.count_bytes(content)
+    for kind in wire.KINDS:
+        assert together[kind] == sum(counted[kind] for counted in alone) > 0
+
+
+def test_a_choice_whose_scales_are_lost_is_refused() -> None:
+    content = wire.pack_job(Job(0, "train.choose", 1, choices=(parts(),)), "{}")
+    del content["choice-0/facts"]
+    with pytest.raises(WireError, match="scale"):
+        wire.read_job(content)
 
 
 @pytest.mark.parametrize("sparse", [False, True])

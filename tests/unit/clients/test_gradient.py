@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_flwr.training.gradient import leading_gradient
+from atlas_flwr.training.gradient import Passes, leading_gradient
 from atlas_flwr.types import FACTORS, Job, Part
 from clients.gradient import GradientClient
 from homes import TABLE, Home, home, same_bits
@@ -34,9 +34,7 @@ def test_it_answers_with_the_gradient_at_the_checkpoint(
     # Nothing moved, and nothing was kept.
     assert same_bits(place.loaded(), start)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    want = leading_gradient(
-        place.site.model, TABLE, place.site.train_rows, 3, batch_size=8, device="cpu", threads=1
-    )
+    want = leading_gradient(place.site.model, TABLE, place.site.train_rows, 3, Passes(8, "cpu", 1))
     for module, factors in answer.parts.adapter.items():
         assert factors.a.tobytes() == want[module].a.tobytes()
         assert factors.b.tobytes() == want[module].b.tobytes()

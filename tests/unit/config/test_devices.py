@@ -21,6 +21,10 @@ BASE: dict[str, Any] = {
     "train": {"learning-rate": 0.01},
 }
 OWN = [{"name": "phone", "rank": 3}, {"name": "watch", "rank": 1}]
+LIMITED = [
+    {"name": "phone", "memory-gb": 1.5, "uplink-mb": 0.5},
+    {"name": "watch", "rank": 1, "state-mb": 2},
+]
 TREES: dict[str, dict[str, Any]] = {
     "neither": {},
     "one rank": {"lora": {"rank": 4}},
@@ -28,6 +32,7 @@ TREES: dict[str, dict[str, Any]] = {
     "a pattern": {"lora": {"rank-pattern": {"attention.q_lin": 4, "v_lin": 2}}},
     "devices": {"devices": {"profiles": ["phone", "laptop", "phone"]}},
     "own devices": {"devices": {"profiles": ["watch", "gpu"]}, "device": OWN},
+    "budgets": {"devices": {"profiles": ["watch", "phone", "gpu"]}, "device": LIMITED},
     "both": {
         "devices": {"profiles": ["tablet"]},
         "lora": {"rank-pattern": {"q_lin": 1}, "scaling": "rs", "alpha": 4.0},
@@ -48,6 +53,21 @@ def test_the_built_in_devices() -> None:
     }
 
 
+def test_what_a_built_in_device_may_train_it_may_just_send() -> None:
+    """Four bytes a parameter on the wire, sixteen with gradient and moments."""
+    assert [p.memory for p in DEVICES.values()] == [2 * 10**9, 4 * 10**9, 8 * 10**9, 16 * 10**9]
+    assert [p.uplink for p in DEVICES.values()] == [10**6, 2 * 10**6, 4 * 10**6, 8 * 10**6]
+    assert all(p.state == 4 * (p.uplink or 0) for p in DEVICES.values())
+
+
+def test_a_device_of_ones_own_has_the_limits_it_names_and_no_others() -> None:
+    config = config_of(devices={"profiles": ["phone", "watch"]}, device=LIMITED)
+    phone, watch = (config.device_profiles[name] for name in ("phone", "watch"))
+    assert (phone.rank, phone.memory, phone.state, phone.uplink) == (None, 15 * 10**8, None, 500000)
+    assert (watch.rank, watch.memory, watch.state, watch.uplink) == (1, None, 2 * 10**6, None)
+    assert [config.rank_of(p) for p in range(2)] == [1, 1]
+
+
 def test_devices_are_dealt_in_turn() -> None:
     config = config_of(devices={"profiles": ["phone", "laptop"]})
     dealt = [(config.device_of(p), config.rank_of(p)) for p in range(5)]
@@ -57,7 +77,8 @@ def test_devices_are_dealt_in_turn() -> None:
 def test_a_device_of_ones_own_redefines_a_built_in_one() -> None:
     config = config_of(devices={"profiles": ["phone", "watch", "gpu"]}, device=OWN)
     assert [config.rank_of(p) for p in range(3)] == [3, 1, 32]
-    assert config.device_ranks == {"phone": 3, "tablet": 8, "laptop": 16, "gpu": 32, "watch": 1}
+    ranks = {name: profile.rank for name, profile in config.device_profiles.items()}
+    assert ranks == {"phone": 3, "tablet": 8, "laptop": 16, "gpu": 32, "watch": 1}
 
 
 def test_without_devices_the_ranks_are_those_of_lora() -> None:
@@ -84,7 +105,9 @@ def test_a_written_config_does_not_hang_on_the_table_of_its_day(
 ) -> None:
     config = config_of(devices={"profiles": ["phone", "laptop"]})
     tree = tomllib.loads(dump_config(config))
-    assert tree["device"] == [{"name": "phone", "rank": 4}, {"name": "laptop", "rank": 16}]
+    phone = {"rank": 4, "memory-gb": 2.0, "state-mb": 4.0, "uplink-mb": 1.0}
+    laptop = {"rank": 16, "memory-gb": 8.0, "state-mb": 16.0, "uplink-mb": 4.0}
+    assert tree["device"] == [{"name": "phone", **phone}, {"name": "laptop", **laptop}]
     assert "rank" not in tree["lora"]
     monkeypatch.delitem(DEVICES, "phone")
     assert [parse_config(tree).rank_of(p) for p in range(2)] == [4, 16]

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from atlas_flwr.errors import AtlasError
-from atlas_flwr.fingerprint.features import KINDS, fingerprint, mean_hidden
+from atlas_flwr.fingerprint.features import KINDS, fingerprint, mean_hidden, subspace_of
 from atlas_flwr.fingerprint.prints import read
 from atlas_flwr.fingerprint.sketch import count_sketch
+from atlas_flwr.fingerprint.subspace import apart, subspace
 from atlas_flwr.fingerprint.summary import split, summarise, summarise_vectors
 from atlas_flwr.models.adapter_io import initial_parts, read_parts, write_parts
 from atlas_flwr.models.backbone import LoadedModel, ModelSpec, load
@@ -136,6 +137,33 @@ def test_the_model_is_left_as_it_was(
     assert not loaded.model.training
     after = read_parts(loaded).body()
     assert {n: t.tobytes() for n, t in before.items()} == {n: t.tobytes() for n, t in after.items()}
+
+
+@pytest.mark.parametrize("class_wise", [False, True])
+def test_subspaces_are_the_plain_models(class_wise: bool, folder_of: Callable[[str], str]) -> None:
+    """And neither the order of the rows nor the model's state afterwards depends on asking."""
+    folder = folder_of("bert")
+    loaded = seeded(folder, dropout=0.5)
+    before = read_parts(loaded).body()
+
+    def measured(rows=ROWS, batch_size: int = 16) -> Tensors:
+        return subspace_of(
+            *(loaded, TABLE, rows, 2), seed=0, class_wise=class_wise, batch_size=batch_size
+        )
+
+    got = measured()
+    want = by_transformers(folder, loaded.pad_token_id)
+    oracle = subspace(want, TABLE.labels[ROWS], 2 if class_wise else 1, seed=0)
+    assert got["basis"].shape == oracle["basis"].shape
+    for other in (oracle, measured(batch_size=5)):
+        assert apart([got, other])[0, 1] < 0.5
+    again = measured(np.random.default_rng(1).permutation(ROWS))
+    assert again["basis"].tobytes() == got["basis"].tobytes()
+    after = read_parts(loaded).body()
+    assert {n: t.tobytes() for n, t in before.items()} == {n: t.tobytes() for n, t in after.items()}
+    assert not loaded.model.training
+    with pytest.raises(AtlasError, match="no rows"):
+        measured(ROWS[:0])
 
 
 def test_full_models_have_fingerprints_too(folder_of: Callable[[str], str]) -> None:

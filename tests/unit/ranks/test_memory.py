@@ -49,6 +49,19 @@ def test_doubling_the_batch_doubles_activations_and_length_more_than_doubles():
     assert predict(FROZEN, replace(MINILM, inner=0), LOAD).activations == one  # 4 × width
 
 
+def test_the_allocator_s_slack_is_a_share_of_the_activations_and_no_activation():
+    plain = predict(FROZEN, MINILM, LOAD, workspace=1000)
+    slack = predict(FROZEN, MINILM, replace(LOAD, slack=0.25), workspace=1000)
+    assert slack.activations == plain.activations
+    assert slack.workspace == pytest.approx(1000 + plain.activations / 4, abs=1)
+
+
+def test_a_composed_activation_keeps_more_of_the_feed_forward():
+    gelu_new = predict(FROZEN, replace(MINILM, inner_kept=5.0), LOAD).activations
+    more = 3 * 4 * LOAD.batch * LOAD.length * MINILM.layers * MINILM.inner
+    assert gelu_new == predict(FROZEN, MINILM, LOAD).activations + more
+
+
 def test_costs_count_both_sides_of_each_module():
     shapes = {"query": (384, 384), "up": (1536, 384)}
     assert rank_costs(shapes) == {"query": 768, "up": 1920}
@@ -84,10 +97,10 @@ BAD = {
     "frozen float32": lambda: predict({"float32": -1}, MINILM, LOAD),
     "batch: memory": lambda: predict({}, MINILM, Load(-1, 8)),
     "workspace": lambda: predict({}, MINILM, LOAD, workspace=-5),
-    "a memory budget of 1000 bytes leaves nothing": lambda: allowance(
+    "1000 bytes of memory leave nothing": lambda: allowance(
         Budget(memory=1000), predict(FROZEN, MINILM, LOAD)
     ),
-    "an? uplink budget of 3000 bytes": lambda: allowance(
+    "3000 bytes of uplink leave nothing": lambda: allowance(
         Budget(uplink=3000), predict({}, MINILM, LOAD), head=770
     ),
 }

@@ -1,6 +1,7 @@
 """Progress: exact plain lines, a live display in a terminal; the final table."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,18 @@ def test_results_end_with_the_whole_path(run):
     for word in ("bbc", "tweets", "worst client", "macro-F1", "3 rounds in 9.0 s"):
         assert word in said
     assert f"{run.summary['final']['accuracy']:.4f}" in said
+
+
+def test_results_name_clusters_and_ranks_where_the_run_has_them(run):
+    told = {"clusters": {"0": 0, "1": 1, "2": 0}}
+    ranks = {
+        "0": {"device": "phone", "ranks": {"q": 2, "v": 4}},
+        "1": {"device": None, "cluster": 1, "ranks": {"q": 8}},
+    }
+    out = io.StringIO()
+    print_results(Console(file=out, width=80), run.summary, run.path)
+    assert "clusters:" not in out.getvalue()
+    (run.path / "clusters.json").write_text(json.dumps(told))
+    (run.path / "ranks.json").write_text(json.dumps({"how": "importance", "clients": ranks}))
+    print_results(Console(file=out, width=80), run.summary, run.path)
+    assert "clusters: 0, 2 | 1\nranks (importance) of cluster 1: 8; phone: 2–4\n" in out.getvalue()

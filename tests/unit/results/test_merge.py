@@ -15,17 +15,14 @@ from rich.console import Console
 from atlas_flwr.results.compare import comparison_table, write_comparison
 from atlas_flwr.results.console import print_results
 from atlas_flwr.results.figures import run_figures
-from atlas_flwr.results.plots import draw_merge, write_plots
+from atlas_flwr.results.merges import YARDSTICK, last_merge, merge_figures
+from atlas_flwr.results.plots import write_plots
+from atlas_flwr.results.plots_lines import draw_lines
 from atlas_flwr.results.record import Measured
 from atlas_flwr.results.report import merge_table, write_report
-from atlas_flwr.results.series import (
-    ROUNDING,
-    YARDSTICK,
-    last_merge,
-    merge_figures,
-    show_error,
-)
-from atlas_flwr.results.svg import BOTTOM, HEIGHT, TOP
+from atlas_flwr.results.series import ROUNDING, show_error
+from atlas_flwr.results.svg import BOTTOM, TOP
+from atlas_flwr.results.svg_parts import HEIGHT
 
 MEASURES = ("aggregation_error", "truncation_error", "compression_error", "effective_rank")
 NOTHING = dict.fromkeys(MEASURES)
@@ -143,7 +140,7 @@ def test_runs_without_numbers_show_nothing_of_merges(make_run, tmp_path):
     run = make_run()
     assert [chart.title for chart in run_figures(run)][:3] == ["Accuracy", "Loss", "Clients"]
     assert "Merge" not in words(write_report(run).read_text())
-    assert len(write_plots(run, tmp_path / "plots")) == 5
+    assert len(write_plots(run, tmp_path / "plots")) == 7
     older = [{k: v for k, v in r.items() if k not in MEASURES} for r in run.rounds]
     assert merge_figures(older) == []
     assert last_merge(older) == last_merge([]) == {}
@@ -154,7 +151,7 @@ def test_page_and_png_show_the_same_numbers(make_run, tmp_path):
     charts = {chart.title: chart for chart in run_figures(run)}
     for figure in merge_figures(run.rounds):
         axes = Figure().add_subplot()
-        draw_merge(figure, axes, run)
+        draw_lines(figure, axes, run)
         png = [tuple(zip(*line.get_data(), strict=True)) for line in axes.get_lines()[1:]]
         assert png == [tuple(s.points) for s in figure.series]
         assert axes.get_ylim()[0] <= 0
@@ -192,7 +189,7 @@ def test_rounding_lies_on_zero_and_ranks_that_hide_each_other_share_a_line(make_
 def test_one_round_and_many_are_drawn(make_run, tmp_path, rounds):
     run = make_run(rounds=rounds, measured=mixed if rounds > 1 else exact)
     assert "Merge" in words(write_report(run).read_text())
-    assert len(write_plots(run, tmp_path / "plots")) == (8 if rounds > 1 else 7)
+    assert len(write_plots(run, tmp_path / "plots")) == (10 if rounds > 1 else 7)
 
 
 def test_the_table_holds_the_last_round_and_dashes_what_it_lacks(make_run):

@@ -1,4 +1,4 @@
-"""Plots: five real pictures for full, tiny and gappy runs, and Matplotlib's settings untouched."""
+"""Plots: real pictures for full, tiny and gappy runs, and Matplotlib's settings untouched."""
 
 import dataclasses
 
@@ -10,6 +10,7 @@ from matplotlib.image import imread
 from atlas_flwr.results.plots import write_plots
 
 NAMES = ["accuracy.png", "loss.png", "clients.png", "bytes.png", "memory.png"]
+SPREADS = ["spread.png", "spread-tasks.png"]
 
 
 def without_scores(rows):
@@ -17,18 +18,18 @@ def without_scores(rows):
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "names"),
     [
-        {},
-        {"rounds": 1, "per_task": 1, "tasks": ("_a$b$",)},
-        {"rounds": 2, "change": without_scores},
+        ({}, [*NAMES, *SPREADS]),
+        ({"rounds": 1, "per_task": 1, "tasks": ("_a$b$",)}, NAMES),
+        ({"rounds": 2, "change": without_scores}, NAMES),
     ],
     ids=["full", "one round, one client", "nothing measured"],
 )
-def test_all_pictures_are_drawn(make_run, tmp_path, options):
+def test_all_pictures_are_drawn(make_run, tmp_path, options, names):
     before = dict(mpl.rcParams)
     paths = write_plots(make_run(**options), tmp_path / "plots")
-    assert [path.name for path in paths] == NAMES
+    assert [path.name for path in paths] == names
     for path in paths:
         pixels = imread(path)
         assert min(pixels.shape[:2]) >= 4.5 * 150

@@ -87,4 +87,4 @@ def test_lost_clients_are_named(make_run):
 def test_publish_writes_pictures_and_page(run):
     publish(run.path)
     assert (run.path / "report.html").stat().st_size > 10_000
-    assert len(list((run.path / "plots").glob("*.png"))) == 5
+    assert len(list((run.path / "plots").glob("*.png"))) == 7

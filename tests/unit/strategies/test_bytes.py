@@ -85,7 +85,7 @@ def assert_bytes(
 
 
 WHOLE = ["fedit", "hetlora", "rbla", "raflora", "flexlora", "lora_fair", "fedavg", "fedprox"]
-WHOLE += ["fedavgm", "fedadam", "fedper", "fedrep"]
+WHOLE += ["fedavgm", "fedadam", "fedper", "fedrep", "cluster_fedavg", "fl_tac", "mira"]
 
 
 @pytest.mark.parametrize("name_", WHOLE)
@@ -158,6 +158,14 @@ def test_flasc_costs_its_density_and_a_bit_an_entry(down: float, up: float) -> N
         assert_bytes(player, "evaluate", down * c(8) + bitmap, 0)
 
 
+@pytest.mark.parametrize("models", [1, 3])
+def test_ifca_costs_every_model_down_and_one_up(models: int) -> None:
+    for player in weigh("ifca", EQUAL, clusters=models):
+        for round_ in range(1, LAST + 1):
+            assert_bytes(player, "train", models * c(8), c(8), round_)
+            assert_bytes(player, "evaluate", c(8), 0, round_)
+
+
 def test_ditto_costs_what_fedavg_does_and_scores_for_nothing() -> None:
     for player in weigh("ditto", EQUAL):
         assert_bytes(player, "train", c(8), c(8))
@@ -185,8 +193,9 @@ def test_heads_are_counted_once_and_private_ones_never(name: str) -> None:
             if player.partition not in asked:
                 continue
             kept = local and name != "centralised"
-            for sent in player.head_bytes[LAST, "train"]:
+            times = (4, 1) if name == "ifca" else (1, 1)  # four models go down to be chosen from
+            for sent, heads in zip(player.head_bytes[LAST, "train"], times, strict=True):
                 if kept or name == "local_only":
                     assert sent == 0
                 else:
-                    assert HEADS_BYTES <= sent <= HEADS_BYTES + HEADER
+                    assert heads * HEADS_BYTES <= sent <= heads * (HEADS_BYTES + HEADER)

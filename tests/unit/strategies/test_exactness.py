@@ -17,6 +17,7 @@ from federations import (
     believed,
     distance,
     equal,
+    grouped,
     of_rank,
     products,
     size,
@@ -65,7 +66,7 @@ def test_the_measured_error_is_that_of_a_dense_computation(name_: str, build) ->
             if name_ == "centralised" and player.partition not in {0, 3}:
                 player.said = {}
         pooled = ALL if name_ == "centralised" else cohort
-        exact = exact_mean(method, players, pooled)
+        exact = exact_mean(grouped(method, state), players, pooled)
         oracle = distance(applied(method, state, exact), exact)
         assert state.measured.aggregation_error == pytest.approx(oracle, rel=1e-6, abs=1e-9)
         spectra = [

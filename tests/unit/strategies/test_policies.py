@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from atlas_flwr.errors import ConfigError
-from federations import ALL, EQUAL, MIXED, ON_A_GRAPH, equal, setting
+from federations import ALL, EQUAL, MIXED, ON_A_GRAPH, equal, grouped, setting
 from players import crew, first_round, play
 from strategies.base import Method, State
 from strategies.registry import STRATEGIES, build, parse_options
@@ -46,11 +46,12 @@ def test_heads_follow_their_policy(name_: str) -> None:
 def test_heads_are_numpys_weighted_average_in_their_group(name: str) -> None:
     method = equal(name)
     state, updates = first_round(method)
+    after = method.merge(state, iter(updates))
     groups: dict[str, list[Any]] = {}
     for update in updates:
         if update.parts.head:
-            groups.setdefault(method.head_key(update.partition), []).append(update)
-    after = method.merge(state, iter(updates))
+            key = grouped(method, after).head_key(update.partition)
+            groups.setdefault(key, []).append(update)
     for key, group in groups.items():
         heads = [update.parts.head["head.weight"] for update in group]
         oracle = np.average(heads, axis=0, weights=[u.report.num_examples for u in group])

@@ -15,7 +15,7 @@ from atlas_flwr.errors import UserError
 from atlas_flwr.models.adapter_io import read_parts, write_parts
 from atlas_flwr.models.backbone import LoadedModel, ModelSpec, load
 from atlas_flwr.models.folded import FoldedLinear
-from atlas_flwr.training.gradient import leading_gradient
+from atlas_flwr.training.gradient import Passes, leading_gradient, leading_values
 from atlas_flwr.types import Adapter, ModelParts
 from fakes import ARCHITECTURES, FakeTable, random_parts
 
@@ -31,9 +31,7 @@ def loaded_with(folder: str, seed: int = 0, dropout: float = 0.0) -> tuple[Loade
 
 
 def ask(loaded: LoadedModel, rank: int, batch_size: int = 16) -> Adapter:
-    return leading_gradient(
-        loaded, TABLE, ROWS, rank, batch_size=batch_size, device="cpu", threads=1
-    )
+    return leading_gradient(loaded, TABLE, ROWS, rank, Passes(batch_size, "cpu", 1))
 
 
 def by_transformers(loaded: LoadedModel, head: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -134,3 +132,12 @@ def test_the_model_is_left_as_it_was(fails: bool, folder_of: Callable[[str], str
 
 def _breaks(module: torch.nn.Module, args: object, output: object) -> None:
     raise UserError("a test")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_its_leading_values_are_numpys(architecture: str, folder_of: Callable[[str], str]) -> None:
+    loaded, parts = loaded_with(folder_of(architecture))
+    told = leading_values(loaded, TABLE, ROWS, 5, Passes(16, "cpu", 1))
+    for module, gradient in by_transformers(loaded, dict(parts.head)).items():
+        want = np.linalg.svd(gradient.astype(np.float64), compute_uv=False)[:5]
+        np.testing.assert_allclose(told[module], want, rtol=1e-3, atol=1e-6 * want[0])

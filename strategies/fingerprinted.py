@@ -1,0 +1,144 @@
+"""Clusters from fingerprints: asked for before round 1, again where that is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from atlas_flwr.types import FACTORS, Job, Scalar, Tensors, Update
+from strategies import found
+from strategies.base import Options, State
+from strategies.clustered import Clustered
+
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+
+
+class FingerprintOptions(Options):
+    """Options of the fingerprints."""
+
+    fingerprint: Literal["class_means", "embedding", "mean_gradient", "rms_gradient"] = (
+        "class_means"
+    )
+    """What clients are compared by."""
+    every: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Rounds after which the cohort is asked again and all are clustered anew; 0 is never."""
+    clip: Amount = 0.0
+    """Features are shortened to this norm; 0 leaves them. Noise needs it."""
+    noise: Amount = 0.0
+    """σ of the Gaussian mechanism on the fingerprint, in units of what one row's text can change
+    (``atlas_flwr.fingerprint.privacy`` says what ε that is); 0 is none."""
+
+    @model_validator(mode="after")
+    def _noise_needs_clip(self) -> Self:
+        if self.noise and not self.clip:
+            raise ValueError("noise needs a clip: set strategy.options.clip too")
+        return self
+
+
+class FingerprintClustered(Clustered):
+    """Clients are clustered by what their rows look like to the shared, seeded model.
+
+    Round 1 begins with one exchange in which every client sends a fingerprint of at most 8 kB; the
+    server compares them, finds how many clusters there are, one included, and never learns what
+    the tasks are called. Who arrives later is placed by its fingerprint.
+    """
+
+    options_type: ClassVar[type[Options]] = FingerprintOptions
+    options: FingerprintOptions
+
+    def plan(self, state: State, cohort: Sequence[int]) -> list[Job] | None:
+        """Ask whom nobody knows yet for a fingerprint, then let the cohort train."""
+        if state.phase == 0 and (wanted := self._wanted(state, cohort)):
+            return [self.fingerprint_job(state, partition) for partition in wanted]
+        return self.training(state, cohort) if self.exchange(state) == 0 else None
+
+    def training(self, state: State, cohort: Sequence[int]) -> list[Job]:
+        """Return the jobs that train the cohort, those without a cluster left out."""
+        return [self.train_job(state, p) for p in cohort if p in state.clusters]
+
+    def merge(self, state: State, updates: Iterator[Update]) -> State:
+        """Find clusters, place late-comers, or take the trained models."""
+        first = next(updates, None)
+        if first is None:
+            return super().merge(state, updates)
+        stream = chain([first], updates)
+        if state.phase == 0 and first.fingerprint:
+            return self._known(state, stream)
+        return super().merge(state, stream)
+
+    # -------------------------------------------------------------- what a subclass may change
+
+    def find(self, prints: Mapping[int, Tensors]) -> tuple[dict[int, int], Mapping[str, Any]]:
+        """Return the cluster of each partition, and how the clusters were found."""
+        return found.find(prints, self.spaces())
+
+    def place(
+        self,
+        new: Mapping[int, Tensors],
+        prints: Mapping[int, Tensors],
+        clusters: Mapping[int, int],
+    ) -> dict[int, int]:
+        """Return the clusters of those who came later."""
+        return found.place(new, prints, clusters, self.spaces())
+
+    def fingerprint_options(self) -> dict[str, Scalar]:
+        """Return what the client is told of how to measure its rows."""
+        options = self.options
+        return {"kind": options.fingerprint, "clip": options.clip, "noise": options.noise}
+
+    def told(self, state: State, rows: Mapping[int, int]) -> State:
+        """Return the state with what follows from new fingerprints and their clusters.
+
+        Args:
+            state: Fingerprints and clusters are in it.
+            rows: Rows of those who told their fingerprint now.
+        """
+        return state
+
+    # -------------------------------------------------------------- the exchanges
+
+    def exchange(self, state: State) -> int:
+        """Return how many exchanges of the round are done, that of fingerprints apart."""
+        return state.phase - (1 if state.asked == state.round else 0)
+
+    def _wanted(self, state: State, cohort: Sequence[int]) -> list[int]:
+        """Return who is to be asked: everybody at first, then those of the cohort nobody knows."""
+        if not state.prints:
+            return list(range(self.setting.clients))
+        if self.options.every and state.round - state.asked >= self.options.every:
+            return list(cohort)
+        return [p for p in cohort if p not in state.prints]
+
+    def fingerprint_job(self, state: State, partition: int) -> Job:
+        """Return the job that measures a client's rows at the seeded start."""
+        return Job(
+            partition=partition,
+            action="train.fingerprint",
+            round=state.round,
+            seeded=FACTORS | {"head"},
+            options=self.fingerprint_options(),
+        )
+
+    def _known(self, state: State, updates: Iterator[Update]) -> State:
+        """Return the state with the clusters of those who told their fingerprint."""
+        new, rows = {}, {}
+        for update in updates:
+            new[update.partition] = update.fingerprint
+            rows[update.partition] = update.report.num_examples
+        again = not state.prints or new.keys() & state.prints.keys()
+        prints = {**state.prints, **new}
+        state = replace(state, phase=state.phase + 1, asked=state.round)
+        if again:
+            clusters, facts = self.find(prints)
+            state = replace(state, clusters=clusters, found=facts)
+        else:
+            placed = self.place(new, state.prints, state.clusters)
+            clusters = {**state.clusters, **placed}
+            told = {str(p): cluster for p, cluster in sorted(clusters.items())}
+            found_ = {**state.found, "clusters": told, "k": len(set(told.values()))}
+            state = replace(state, clusters=clusters, found=found_)
+        return self.told(replace(state, prints=prints), rows)

@@ -1,0 +1,133 @@
+"""Which graph joins the clients, and on what the step along it is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from atlas_flwr.aggregation.graph import Float, full_step, knn, rbf, sized, within
+from atlas_flwr.aggregation.laplacian import Step, Truncation, product_step
+from atlas_flwr.aggregation.laplacian_linear import factor_step, ffa_step
+from atlas_flwr.errors import ConfigError
+from atlas_flwr.fingerprint.distance import distances
+from atlas_flwr.types import Part, Stage
+from strategies.allocated import Allocated, RankOptions
+from strategies.base import Options, Served, State
+
+
+class GraphOptions(RankOptions):
+    """Options of the graph and of the step along it."""
+
+    graph: Literal["complete", "rbf", "knn"] = "complete"
+    """Edges: ``complete`` joins all of a cluster by their rows, so that η = 1 is their weighted
+    mean; ``rbf`` weighs pairs by ``exp(−d² / h²)`` of their fingerprints' distance, h the median;
+    ``knn`` keeps of those each client's nearest ones."""
+    neighbours: Annotated[int, Field(ge=1, strict=True)] = 3
+    """Clients that each one chooses under ``knn``."""
+    cross: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.0
+    """Weight of edges between clusters of a label space, beside 1 for those inside
+    (``rbf`` and ``knn``)."""
+    variant: Literal["product", "factor", "ffa"] = "product"
+    """What the step is taken on: ``product`` is s B A, written back at each client's ranks;
+    ``factor`` is A and B apart (MIRA's, one rank); ``ffa`` is B over a frozen, shared A, exact."""
+    error_feedback: bool = False
+    """Whether what the ranks cut off a step is added to the next one (``product``)."""
+
+
+class Walking(Allocated):
+    """Personal models that step along the graph of their options."""
+
+    options_type: ClassVar[type[Options]] = GraphOptions
+    options: GraphOptions
+
+    def check(self) -> None:
+        """Refuse options that have no meaning together."""
+        super().check()
+        options = self.options
+        if options.variant == "factor" and (options.ranks != "fixed" or self.setting.mixed):
+            raise ConfigError(
+                "strategy.options.variant: 'factor' steps A and B apart, which needs one rank; "
+                "set strategy.options.ranks = 'fixed' and one lora.rank, or variant = 'product'"
+            )
+        if options.error_feedback and options.variant != "product":
+            raise ConfigError(
+                f"strategy.options.error-feedback: variant '{options.variant}' keeps no tail; "
+                "remove it, or set variant = 'product'"
+            )
+        if options.cross and options.graph == "complete":
+            raise ConfigError(
+                f"strategy.options.cross: {options.cross}, but a 'complete' graph ends at its "
+                "clusters; set strategy.options.graph = 'rbf' or 'knn'"
+            )
+
+    # -------------------------------------------------------------- the graph
+
+    def graph(self, state: State, present: Sequence[int]) -> Float:
+        """Return the graph, scaled so that η = 1 is the largest step without overshooting."""
+        options = self.options
+        if options.graph == "complete":
+            return super().graph(state, present)
+        spaces = [self.spaces()[p] for p in present]
+        effect = distances([state.prints[p] for p in present], spaces).effect
+        near = np.sqrt(np.maximum(effect, 0.0))  # unbiased, so the least ones are negative
+        weights = _by_space(near)
+        if options.graph == "knn":
+            weights = knn(near, options.neighbours, weights)
+        clusters = [state.clusters[p] for p in present]
+        sizes = [float(state.sizes[p]) for p in present]
+        return full_step(sized(within(weights, clusters, options.cross), sizes), sizes)
+
+    def told(self, state: State, rows: Mapping[int, int]) -> State:
+        """Return the state with the graph of all in its record, where all have told their rows."""
+        state = super().told(state, rows)
+        if rows.keys() != state.prints.keys():
+            return state
+        graph = self.graph(replace(state, sizes=rows), sorted(rows))
+        return replace(state, found={**state.found, "graph": graph.tolist()})
+
+    # -------------------------------------------------------------- the step
+
+    def moved(
+        self, state: State, present: Sequence[int], graph: Float, sizes: Sequence[float]
+    ) -> Step:
+        """Return the adapters after the step η = 1 on a graph, in the option's variant."""
+        adapters = [state.bodies[f"client-{p}"].adapter for p in present]
+        match self.options.variant:
+            case "factor":
+                moved = factor_step(adapters, graph, sizes, 1.0)
+                return Step(moved, [Truncation()] * len(present), [{} for _ in present])
+            case "ffa":
+                return ffa_step(adapters, graph, sizes, 1.0)
+        feedback = self.options.error_feedback
+        tails = [state.tails.get(p, {}) for p in present] if feedback else None
+        return product_step(adapters, graph, sizes, 1.0, self.fresh(), tails=tails)
+
+    def stages(self, state: State) -> tuple[Stage, ...]:
+        """Train B and the head alone where A is frozen."""
+        frozen = self.options.variant == "ffa"
+        return (Stage(frozenset({"lora_B", "head"})),) if frozen else super().stages(state)
+
+    def returns(self, state: State) -> frozenset[Part]:
+        """Ask for what was trained."""
+        frozen = self.options.variant == "ffa"
+        return frozenset({"lora_B", "head"}) if frozen else super().returns(state)
+
+    def model_for(self, state: State, partition: int) -> Served:
+        """Let the client draw a frozen A from the seed, unless its ranks are not those it knows."""
+        served = super().model_for(state, partition)
+        drawn = self.options.variant == "ffa" and partition not in state.ranks
+        return replace(served, seeded=frozenset({"lora_A"})) if drawn else served
+
+
+def _by_space(near: Float) -> Float:
+    """Return the RBF weights of each label space's clients by their own median distance."""
+    weights = np.zeros_like(near)
+    spaces = {tuple(np.flatnonzero(np.isfinite(row))) for row in near}
+    for members in spaces:
+        inside = np.ix_(members, members)
+        weights[inside] = rbf(near[inside])
+    return weights

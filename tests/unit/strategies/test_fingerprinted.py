@@ -1,0 +1,83 @@
+"""When fingerprints are asked for, of whom, and what becomes of late-comers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from federations import ALL, MIXED, TASKS, of_rank
+from players import Player, crew
+from strategies.base import Method, State
+
+Asked = list[tuple[int, list[int]]]
+
+
+def played(
+    method: Method,
+    cohorts: Sequence[Collection[int]],
+    players: Sequence[Player],
+    lose: Collection[int] = (),
+) -> tuple[State, Asked]:
+    """The state after the rounds, and who was asked for a fingerprint in which; the first answers
+    of those in ``lose`` are lost."""
+    state, asked, lost = method.start(), Asked(), set(lose)
+    for number, cohort in enumerate(cohorts, start=1):
+        state = replace(state, round=number, phase=0)
+        while jobs := method.plan(state, sorted(cohort)):
+            if jobs[0].action == "train.fingerprint":
+                asked.append((number, [job.partition for job in jobs]))
+            heard = [job for job in jobs if job.partition not in lost]
+            lost -= {job.partition for job in jobs}
+            state = method.merge(state, (players[job.partition].answer(job) for job in heard))
+            state = method.acknowledged(state, heard)
+    return state, asked
+
+
+def test_everybody_is_asked_once() -> None:
+    method = of_rank("atlas", MIXED)
+    state, asked = played(method, [[0, 3], ALL, [1]], crew(method))
+    assert asked == [(1, list(ALL))]
+    assert sorted(state.prints) == list(ALL)
+
+
+def test_who_comes_late_is_placed_and_given_ranks_and_changes_nobody_else() -> None:
+    method = of_rank("atlas", MIXED)
+    first, _ = played(method, [ALL], crew(method), lose=[4])
+    assert sorted(first.clusters) == sorted(first.ranks) == [0, 1, 2, 3, 5]
+    state, asked = played(method, [ALL, [0, 4]], crew(method), lose=[4])
+    assert asked == [(1, list(ALL)), (2, [4])]
+    assert state.clusters[4] == state.clusters[3] == state.clusters[5]
+    assert {p: c for p, c in state.clusters.items() if p != 4} == dict(first.clusters)
+    assert {p: r for p, r in state.ranks.items() if p != 4} == dict(first.ranks)
+    told = state.found
+    assert told["clusters"] == {str(p): c for p, c in sorted(state.clusters.items())}
+    assert sorted(told["ranks"]["clients"]) == [str(p) for p in ALL]
+
+
+def test_every_so_many_rounds_the_cohort_is_asked_again_and_all_are_clustered_anew() -> None:
+    method = of_rank("atlas", MIXED, every=2)
+    state, asked = played(method, [ALL, ALL, [0, 1, 3], ALL, ALL], crew(method))
+    assert asked == [(1, list(ALL)), (3, [0, 1, 3]), (5, list(ALL))]
+    once, _ = played(of_rank("atlas", MIXED), [ALL], crew(method))
+    assert state.clusters == once.clusters  # rows have not changed
+    assert state.ranks == once.ranks
+
+
+def test_rows_that_change_change_the_cluster_when_asked_again() -> None:
+    class Moving(Player):
+        """A client of task a that has rows of task b after its first fingerprint."""
+
+        def _fingerprint(self, job):  # type: ignore[no-untyped-def]
+            if job.round > 1:
+                tasks = ("b", *TASKS[1:])
+                self.setting = replace(self.setting, tasks=tasks)
+            return super()._fingerprint(job)
+
+    method = of_rank("atlas", MIXED, every=1)
+    players = crew(method)
+    players[0] = Moving(method.setting, 0)
+    before, _ = played(method, [ALL], crew(method))
+    after, _ = played(method, [ALL, ALL], players)
+    assert before.clusters[0] == before.clusters[1] != before.clusters[3]
+    assert after.clusters[0] == after.clusters[3] != after.clusters[1]
+    assert after.ranks[0] == before.ranks[0]  # a model in training keeps its ranks

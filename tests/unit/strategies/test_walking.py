@@ -1,0 +1,194 @@
+"""ATLAS's graphs, variants and chosen steps: laws of the step, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from atlas_flwr.errors import AggregationError, ConfigError
+from atlas_flwr.types import Array, Job, ModelParts, Report, Update
+from federations import ALL, EQUAL, MIXED, ROWS, TASKS, believed, of_rank
+from players import Player, crew, opened, play
+from strategies.atlas import GRID
+from strategies.base import Method, State
+
+FREE = [16] * 6  # ranks that hold every mean of the players' updates but for the last bits
+GRAPHS: dict[str, dict[str, object]] = {
+    "complete": {},
+    "rbf": {"graph": "rbf"},
+    "knn": {"graph": "knn", "neighbours": 1},
+    "crossing": {"graph": "rbf", "cross": 0.5},
+}
+
+
+def trained(options: Mapping[str, object], ranks: list[int], players: list[Player]) -> State:
+    """The state after round 1 without a step, from the same answers."""
+    return play(of_rank("atlas", ranks, **{**options, "eta": 0.0}), [ALL], players)
+
+
+def stacked(method: Method, state: State) -> Array:
+    return np.stack([believed(method, state, p)["m.q"] for p in ALL])
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_the_mean_by_rows_is_preserved_and_clients_come_nearer(graph: str) -> None:
+    options = {**GRAPHS[graph], "ranks": "fixed", "error-feedback": True}
+    method = of_rank("atlas", FREE, **options, eta=1.0)
+    before = stacked(method, trained(options, FREE, crew(method)))
+    state = play(method, [ALL], crew(method))
+    after = stacked(method, state)
+    for p in ALL:  # what the rank cut off is kept for the next step
+        after[p] = after[p] + (state.tails[p]["m.q"].product() if state.tails[p] else 0.0)
+    rows = np.array(ROWS, float)
+    np.testing.assert_allclose(
+        np.tensordot(rows, after, 1), np.tensordot(rows, before, 1), atol=1e-6
+    )
+    assert np.linalg.norm(after[0] - after[1]) < np.linalg.norm(before[0] - before[1])
+    apart = np.linalg.norm(after[0] - after[3]), np.linalg.norm(before[0] - before[3])
+    means = [np.average(m[:3], 0, ROWS[:3]) for m in (before, after)]
+    assert np.allclose(*means, atol=1e-6) == (graph != "crossing"), apart
+
+
+def test_a_graph_of_neighbours_is_no_complete_one() -> None:
+    found = {}
+    for name, options in GRAPHS.items():
+        method = of_rank("atlas", FREE, **{**options, "ranks": "fixed"}, eta=1.0)
+        found[name] = stacked(method, play(method, [ALL], crew(method)))
+    names = list(found)
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            assert not np.allclose(found[one], found[other]), (one, other)
+
+
+def test_the_largest_step_is_one() -> None:
+    """η = 1 leaves some client nothing of its own model, and no client less than nothing."""
+    method = of_rank("atlas", EQUAL, ranks="fixed", graph="rbf")
+    state = play(method, [ALL], crew(method))
+    graph = method.graph(state, list(ALL))
+    pull = graph.sum(axis=1) / (np.array(ROWS) / np.mean(ROWS))
+    assert pull.max() == pytest.approx(1.0)
+    assert not graph[:3, 3:].any()
+
+
+def test_steps_on_factors_products_and_b_alone_differ_and_agree_where_they_must() -> None:
+    options = {"ranks": "fixed", "eta": 0.5}
+    found = {}
+    for variant in ("product", "factor", "ffa"):
+        method = of_rank("atlas", [16] * 6, **options, variant=variant)
+        found[variant] = stacked(method, play(method, [ALL], crew(method)))
+    assert not np.allclose(found["product"], found["factor"])
+    assert not np.allclose(found["product"], found["ffa"])
+    # Where A is shared all three are one step: the players move B alone, in the first round from
+    # one A. Products are then written back with an A of each client's own.
+    for variant in ("product", "factor", "ffa"):
+        method = of_rank("atlas", [16] * 6, **options, variant=variant)
+        players = crew(method, moves=frozenset({"lora_B", "head"}))
+        found[variant] = stacked(method, play(method, [ALL], players))
+    np.testing.assert_allclose(found["factor"], found["ffa"], atol=1e-6)
+    np.testing.assert_allclose(found["product"], found["ffa"], atol=1e-6)
+
+
+@pytest.mark.parametrize("ranks", ["fixed", "importance"])
+def test_a_frozen_a_is_never_sent_back_and_never_changes(ranks: str) -> None:
+    method = of_rank("atlas", MIXED, variant="ffa", ranks=ranks)
+    state = play(method, [ALL], crew(method))
+    for job in method.plan(replace(state, round=2, phase=0), ALL) or []:
+        assert not any(name.endswith("lora_A") for name in job.expects)
+        sent = {n for n in job.parts.body() if n.endswith("lora_A")}
+        assert bool(sent) == (ranks != "fixed")
+        seeded = method.whole(state, job.partition).adapter["m.q"].a
+        served = method.model_for(state, job.partition).parts.adapter["m.q"].a
+        np.testing.assert_array_equal(served, seeded)
+
+
+def test_error_feedback_changes_the_second_step_and_not_the_first() -> None:
+    states = {}
+    for feedback in (False, True):
+        method = of_rank("atlas", MIXED, **{"ranks": "fixed", "error-feedback": feedback})
+        players = crew(method)
+        first = play(method, [ALL], crew(method))
+        states[feedback] = stacked(method, first), stacked(method, play(method, [ALL] * 2, players))
+    np.testing.assert_array_equal(states[False][0], states[True][0])
+    assert not np.allclose(states[False][1], states[True][1])
+
+
+# ------------------------------------------------------------------ η that is chosen
+
+
+def played(method: Method, best: Mapping[str, float], seen: list[Job]) -> State:
+    """One round whose clients lose least at the step that their task likes best."""
+    players = crew(method)
+    state = opened(method, players)
+    while jobs := method.plan(state, ALL):
+        seen += jobs
+        if jobs[0].action == "train.score":
+            answers = [scored(job, best) for job in jobs]
+        else:
+            answers = [players[job.partition].answer(job) for job in jobs]
+        state = method.acknowledged(method.merge(state, iter(answers)), jobs)
+    return state
+
+
+def scored(job: Job, best: Mapping[str, float]) -> Update:
+    losses = np.abs(np.array(GRID) - best[TASKS[job.partition]])
+    return Update(job.partition, Report(5), fingerprint={"losses": losses})
+
+
+def test_each_cluster_takes_the_step_that_loses_least() -> None:
+    method, seen = of_rank("atlas", EQUAL, eta="auto", ranks="fixed"), list[Job]()
+    state = played(method, {"a": 0.25, "b": 1.0}, seen)
+    a, b = state.clusters[0], state.clusters[3]
+    assert dict(state.etas) == {a: 0.25, b: 1.0}
+    assert state.measured.eta == {str(a): 0.25, str(b): 1.0}
+    assert state.measured.eta_loss is not None
+    assert min(state.measured.eta_loss[str(a)], key=state.measured.eta_loss[str(a)].get) == "0.25"  # type: ignore[arg-type]
+    for eta, members in ((0.25, (0, 1, 2)), (1.0, (3, 4, 5))):
+        given = of_rank("atlas", EQUAL, eta=eta, ranks="fixed")
+        want = play(given, [ALL], crew(given))
+        for p in members:
+            np.testing.assert_array_equal(
+                believed(method, state, p)["m.q"], believed(given, want, p)["m.q"]
+            )
+
+
+def test_the_models_to_score_are_those_after_each_step() -> None:
+    method, seen = of_rank("atlas", EQUAL, eta="auto", ranks="fixed"), list[Job]()
+    played(method, {"a": 0.0, "b": 0.0}, seen)
+    training = [job for job in seen if job.action == "train"]
+    scoring = [job for job in seen if job.action == "train.score"]
+    assert [job.partition for job in training] == [job.partition for job in scoring] == list(ALL)
+    assert {job.options["hold-back"] for job in seen} == {0.2}
+    for job in scoring:
+        assert (job.rows, len(job.choices), job.parts) == ("held", len(GRID), ModelParts())
+    for eta, choice in zip(GRID, scoring[0].choices, strict=True):
+        given = of_rank("atlas", EQUAL, eta=eta, ranks="fixed")
+        want = play(given, [ALL], crew(given))
+        np.testing.assert_array_equal(
+            choice.adapter["m.q"].b, given.model_for(want, 0).parts.adapter["m.q"].b
+        )
+
+
+def test_losses_that_are_none_are_refused() -> None:
+    method = of_rank("atlas", EQUAL, eta="auto")
+    with pytest.raises(AggregationError, match="partition 0: told no losses"):
+        played(method, {"a": np.nan, "b": 0.0}, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variant": "factor"}, r"variant: 'factor' .*ranks = 'fixed'"),
+        ({"variant": "ffa", "error-feedback": True}, r"error-feedback: variant 'ffa'"),
+        ({"cross": 0.1}, r"cross: 0\.1, but a 'complete' graph"),
+        ({"eta": "most"}, r"strategy\.options\.eta"),
+        ({"eta": 1.5}, r"strategy\.options\.eta"),
+    ],
+)
+def test_options_that_have_no_meaning_together_are_refused(
+    options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        of_rank("atlas", EQUAL, **options)

@@ -67,7 +67,13 @@ class Allocated(FingerprintClustered):
         super().check()
         if self.options.ranks == "fixed":
             return
+        top = self.options.max_rank
         for partition, base in enumerate(self.setting.ranks):
+            if base > top:
+                raise ConfigError(
+                    f"strategy.options.max-rank: {top} is below the rank {base} of partition "
+                    f"{partition}, whose bytes could not be spent; raise it"
+                )
             if {*self.setting.initial_for(partition).ranks().values()} != {base}:
                 raise ConfigError(
                     "lora.rank-pattern: fixes ranks by module, which this strategy allocates; "

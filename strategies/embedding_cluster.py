@@ -13,12 +13,11 @@ from atlas_flwr.errors import AggregationError, ConfigError
 from atlas_flwr.fingerprint.subspace import DIMENSIONS, Measure, width_for
 from atlas_flwr.types import Scalar, Tensors
 from strategies import found
-from strategies.base import State
-from strategies.clustered import MeanOptions
-from strategies.fingerprinted import FingerprintClustered
+from strategies.clustered import AtOneStep, MeanOptions
+from strategies.fingerprinted import Asking, AskingOptions
 
 
-class EmbeddingOptions(MeanOptions):
+class EmbeddingOptions(AskingOptions, MeanOptions):
     """Options of the subspaces."""
 
     dimensions: Annotated[int, Field(ge=1, le=16, strict=True)] = DIMENSIONS
@@ -31,11 +30,9 @@ class EmbeddingOptions(MeanOptions):
     threshold: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 0.0
     """Clusters of a mean angle up to this, in degrees, are joined (the paper). 0: the number of
     clusters is chosen by silhouette with a null test, one cluster included (ours)."""
-    every: Annotated[int, Field(ge=0, strict=True)] = 0
-    """Rounds after which the cohort is asked again and all are clustered anew; 0 is never."""
 
 
-class EmbeddingCluster(FingerprintClustered):
+class EmbeddingCluster(Asking, AtOneStep):
     """Clients are clustered by the angles between the subspaces of their embeddings.
 
     As published in one shot, before round 1, from the leading left singular vectors of each
@@ -45,7 +42,7 @@ class EmbeddingCluster(FingerprintClustered):
     """
 
     options_type = EmbeddingOptions
-    options: EmbeddingOptions  # type: ignore[assignment] # has what the base reads: `every`
+    options: EmbeddingOptions
     summary = "clusters from angles between embeddings' subspaces (PACFL), mean product inside"
 
     def check(self) -> None:
@@ -65,10 +62,6 @@ class EmbeddingCluster(FingerprintClustered):
                 f"strategy.options.rows: 'class_wise' with {p} dimensions of {classes} classes is "
                 "more than a fingerprint holds; set 'pooled'"
             ) from error
-
-    def eta_of(self, state: State, partition: int) -> float:
-        """Return the option."""
-        return self.options.eta
 
     def fingerprint_options(self) -> dict[str, Scalar]:
         """Ask for subspaces."""

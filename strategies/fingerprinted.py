@@ -17,15 +17,23 @@ from strategies.clustered import Clustered
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 
 
-class FingerprintOptions(Options):
+class AskingOptions(Options):
+    """Options of methods that ask clients what their rows are like."""
+
+    every: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Rounds after which the cohort is asked again and all are clustered anew; 0 is never."""
+
+
+class FingerprintOptions(AskingOptions):
     """Options of the fingerprints."""
 
     fingerprint: Literal["class_means", "embedding", "mean_gradient", "rms_gradient"] = (
         "class_means"
     )
     """What clients are compared by."""
-    every: Annotated[int, Field(ge=0, strict=True)] = 0
-    """Rounds after which the cohort is asked again and all are clustered anew; 0 is never."""
+    clustering: found.Method = "merge_test"
+    """``merge_test`` merges the nearest while a test finds no difference; ``agglomerative`` and
+    ``kmeans`` take the number of clusters of the best silhouette, one if none beats chance."""
     clip: Amount = 0.0
     """Features are shortened to this norm; 0 leaves them. Noise needs it."""
     noise: Amount = 0.0
@@ -39,16 +47,15 @@ class FingerprintOptions(Options):
         return self
 
 
-class FingerprintClustered(Clustered):
-    """Clients are clustered by what their rows look like to the shared, seeded model.
+class Asking(Clustered):
+    """Clients are asked what their rows are like, and clustered by their answers.
 
-    Round 1 begins with one exchange in which every client sends a fingerprint of at most 8 kB; the
-    server compares them, finds how many clusters there are, one included, and never learns what
-    the tasks are called. Who arrives later is placed by its fingerprint.
+    Round 1 begins with one exchange in which every client sends at most 8 kB; the server compares
+    them, finds how many clusters there are, one included, and never learns what the tasks are
+    called. Who arrives later is placed by its answer.
     """
 
-    options_type: ClassVar[type[Options]] = FingerprintOptions
-    options: FingerprintOptions
+    options: AskingOptions
 
     def plan(self, state: State, cohort: Sequence[int]) -> list[Job] | None:
         """Ask whom nobody knows yet for a fingerprint, then let the cohort train."""
@@ -74,7 +81,7 @@ class FingerprintClustered(Clustered):
 
     def find(self, prints: Mapping[int, Tensors]) -> tuple[dict[int, int], Mapping[str, Any]]:
         """Return the cluster of each partition, and how the clusters were found."""
-        return found.find(prints, self.spaces())
+        raise NotImplementedError
 
     def place(
         self,
@@ -83,12 +90,11 @@ class FingerprintClustered(Clustered):
         clusters: Mapping[int, int],
     ) -> dict[int, int]:
         """Return the clusters of those who came later."""
-        return found.place(new, prints, clusters, self.spaces())
+        raise NotImplementedError
 
     def fingerprint_options(self) -> dict[str, Scalar]:
         """Return what the client is told of how to measure its rows."""
-        options = self.options
-        return {"kind": options.fingerprint, "clip": options.clip, "noise": options.noise}
+        raise NotImplementedError
 
     def told(self, state: State, rows: Mapping[int, int]) -> State:
         """Return the state with what follows from new fingerprints and their clusters.
@@ -142,3 +148,29 @@ class FingerprintClustered(Clustered):
             found_ = {**state.found, "clusters": told, "k": len(set(told.values()))}
             state = replace(state, clusters=clusters, found=found_)
         return self.told(replace(state, prints=prints), rows)
+
+
+class FingerprintClustered(Asking):
+    """Clients are clustered by what their rows look like to the shared, seeded model."""
+
+    options_type: ClassVar[type[Options]] = FingerprintOptions
+    options: FingerprintOptions
+
+    def find(self, prints: Mapping[int, Tensors]) -> tuple[dict[int, int], Mapping[str, Any]]:
+        """Return the cluster of each partition, and how the clusters were found."""
+        how, seed = self.options.clustering, self.setting.seed
+        return found.find(prints, self.spaces(), method=how, seed=seed)
+
+    def place(
+        self,
+        new: Mapping[int, Tensors],
+        prints: Mapping[int, Tensors],
+        clusters: Mapping[int, int],
+    ) -> dict[int, int]:
+        """Return the clusters of those who came later."""
+        return found.place(new, prints, clusters, self.spaces())
+
+    def fingerprint_options(self) -> dict[str, Scalar]:
+        """Return what the client is told of how to measure its rows."""
+        options = self.options
+        return {"kind": options.fingerprint, "clip": options.clip, "noise": options.noise}

@@ -49,11 +49,11 @@ class DeviceProfile:
 
 # Memory is what such devices have. All else are assumptions of this project, measured nowhere: the
 # uplink doubles as the memory does, from 1 MB a round, the rank too, and the trainable state is
-# four times the uplink: a float32 parameter is sent in 4 bytes and trained in 16, so that what
-# may be trained may just be sent.
+# eight times the uplink: a float32 parameter is sent in 4 bytes and trained in 16, so that the
+# uplink binds, as it does outside a laboratory.
 DEVICES: dict[str, DeviceProfile] = {
-    "phone": DeviceProfile(4, 2.0, 4.0, 1.0, "a phone"),
-    "tablet": DeviceProfile(8, 4.0, 8.0, 2.0, "a tablet"),
-    "laptop": DeviceProfile(16, 8.0, 16.0, 4.0, "a laptop"),
-    "gpu": DeviceProfile(32, 16.0, 32.0, 8.0, "a GPU"),
+    "phone": DeviceProfile(4, 2.0, 8.0, 1.0, "a phone"),
+    "tablet": DeviceProfile(8, 4.0, 16.0, 2.0, "a tablet"),
+    "laptop": DeviceProfile(16, 8.0, 32.0, 4.0, "a laptop"),
+    "gpu": DeviceProfile(32, 16.0, 64.0, 8.0, "a GPU"),
 }

@@ -10,7 +10,7 @@ def csv_row(summary: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, 
     """Return ``summary.csv``'s one row; an absent number is an empty field."""
     rounds = summary["round_results"]
     full = config.get("model", {}).get("adaptation") == "full"
-    rank = _dealt_ranks(config) or config.get("lora", {}).get("rank")
+    rank = device_ranks(config) or config.get("lora", {}).get("rank")
     ranks = rank if isinstance(rank, list) else [rank]
     tasks = config.get("data", {}).get("tasks") or sorted(summary["final"]["by_task"])
     return {
@@ -28,10 +28,13 @@ def csv_row(summary: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _dealt_ranks(config: Mapping[str, Any]) -> list[int]:
-    """Return the ranks of the device profiles, in the order they are dealt; none without."""
-    named = {device["name"]: device["rank"] for device in config.get("device", ())}
-    return [named[profile] for profile in config.get("devices", {}).get("profiles", ())]
+def device_ranks(config: Mapping[str, Any]) -> list[str]:
+    """Return the ranks of the device profiles as they are dealt; none without devices.
+
+    A device without a rank of its own has ``budget``: its ranks are in ``ranks.json``.
+    """
+    named = {device["name"]: device.get("rank", "budget") for device in config.get("device", ())}
+    return [str(named[profile]) for profile in config.get("devices", {}).get("profiles", ())]
 
 
 def _average(values: Iterable[float | None]) -> float | None:

@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from atlas_flwr.results.csv_row import device_ranks
 from atlas_flwr.results.series import show, show_error
 from atlas_flwr.results.store import RunResult
 
@@ -150,7 +151,6 @@ def _ranks(config: Mapping[str, Any]) -> str:
     if config["model"]["adaptation"] == "full":
         return "full"
     if "devices" in config:
-        known = {device["name"]: device["rank"] for device in config["device"]}
-        return ",".join(str(known[name]) for name in config["devices"]["profiles"])
+        return ",".join(device_ranks(config))
     rank = config["lora"]["rank"]
     return ",".join(map(str, rank if isinstance(rank, list) else [rank]))

@@ -1,4 +1,4 @@
-"""Every command in the README runs as written; those that tests run elsewhere are named here."""
+"""Every command in README and docs runs as written; those tested elsewhere are named here."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ from pathlib import Path
 import pytest
 
 from atlas_flwr.config.load import load_config, parse_config
+from strategies.registry import parse_options
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path: path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+README = PAGES[ROOT / "README.md"]
 # `make` commands are what CI runs; `flwr run .` has a test of its own.
 ELSEWHERE = ("make ", "flwr run . ")
 
 
 def blocks(kind: str) -> list[str]:
-    return re.findall(rf"```{kind}\n(.*?)```", README, flags=re.DOTALL)
+    texts = PAGES.values()
+    return [b for text in texts for b in re.findall(rf"```{kind}\n(.*?)```", text, flags=re.DOTALL)]
 
 
 def commands() -> list[str]:
@@ -51,15 +57,17 @@ def test_atlas_commands_run_in_order(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "compared" / "comparison.html").is_file()
 
 
-def test_the_experiment_in_the_readme_is_valid(tmp_path: Path) -> None:
-    (text,) = blocks("toml")
+@pytest.mark.parametrize("text", blocks("toml"))
+def test_every_piece_of_an_experiment_is_valid(text: str, tmp_path: Path) -> None:
     path = tmp_path / "my.toml"
     path.write_text(text, encoding="utf-8")
-    config = load_config(path)
-    assert config.strategy.name == "fedprox"
+    missing = [] if "[data]" in text else ["data.tasks=['bbc']"]
+    config = load_config(path, missing)
     assert config == parse_config(config.model_dump(by_alias=True))
+    parse_options(config.strategy.name, config.strategy.options)
 
 
 def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+    for page, text in PAGES.items():
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert (page.parent / target).exists(), target

@@ -151,7 +151,7 @@ def test_check_shows_budgets_and_what_they_leave(
 def test_a_run_s_own_file_keeps_the_budgets(
     atlas: Callable[..., Said], tree: Tree, tmp_path: Path
 ) -> None:
-    unranked = {k: v for k, v in tree.items() if k != "lora"} | {"device": [ROOM | {"rank": 1}]}
+    unranked = {k: v for k, v in tree.items() if k != "lora"} | {"device": [ROOM]}
     file = write_experiment(
         tmp_path / "e.toml",
         unranked,

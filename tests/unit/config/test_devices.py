@@ -53,11 +53,11 @@ def test_the_built_in_devices() -> None:
     }
 
 
-def test_what_a_built_in_device_may_train_it_may_just_send() -> None:
+def test_what_a_built_in_device_may_send_it_may_train() -> None:
     """Four bytes a parameter on the wire, sixteen with gradient and moments."""
     assert [p.memory for p in DEVICES.values()] == [2 * 10**9, 4 * 10**9, 8 * 10**9, 16 * 10**9]
     assert [p.uplink for p in DEVICES.values()] == [10**6, 2 * 10**6, 4 * 10**6, 8 * 10**6]
-    assert all(p.state == 4 * (p.uplink or 0) for p in DEVICES.values())
+    assert all(p.state == 8 * (p.uplink or 0) for p in DEVICES.values())
 
 
 def test_a_device_of_ones_own_has_the_limits_it_names_and_no_others() -> None:
@@ -105,8 +105,8 @@ def test_a_written_config_does_not_hang_on_the_table_of_its_day(
 ) -> None:
     config = config_of(devices={"profiles": ["phone", "laptop"]})
     tree = tomllib.loads(dump_config(config))
-    phone = {"rank": 4, "memory-gb": 2.0, "state-mb": 4.0, "uplink-mb": 1.0}
-    laptop = {"rank": 16, "memory-gb": 8.0, "state-mb": 16.0, "uplink-mb": 4.0}
+    phone = {"rank": 4, "memory-gb": 2.0, "state-mb": 8.0, "uplink-mb": 1.0}
+    laptop = {"rank": 16, "memory-gb": 8.0, "state-mb": 32.0, "uplink-mb": 4.0}
     assert tree["device"] == [{"name": "phone", **phone}, {"name": "laptop", **laptop}]
     assert "rank" not in tree["lora"]
     monkeypatch.delitem(DEVICES, "phone")

@@ -100,6 +100,8 @@ def test_what_makes_no_sense_together_is_refused_with_a_remedy() -> None:
     with pytest.raises(ConfigError, match=r"lora\.rank-pattern: .*ranks = 'fixed'"):
         build("atlas", {}, replace(patterned, initial=own))
     build("atlas", {"ranks": "fixed"}, replace(patterned, initial=own))
+    with pytest.raises(ConfigError, match=r"max-rank: 8 is below the rank 16 of partition 3"):
+        of_rank("atlas", MIXED, **{"max-rank": 8})
     with pytest.raises(ConfigError, match=r"noise covers the fingerprint.*'uniform'"):
         of_rank("atlas", [4] * 6, noise=1.0, clip=1.0)
     of_rank("atlas", [4] * 6, noise=1.0, clip=1.0, ranks="uniform")

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+import pytest
+
 from federations import ALL, MIXED, TASKS, of_rank
 from players import Player, crew
 from strategies.base import Method, State
+from strategies.found import METHODS
 
 Asked = list[tuple[int, list[int]]]
 
@@ -81,3 +84,11 @@ def test_rows_that_change_change_the_cluster_when_asked_again() -> None:
     assert before.clusters[0] == before.clusters[1] != before.clusters[3]
     assert after.clusters[0] == after.clusters[3] != after.clusters[1]
     assert after.ranks[0] == before.ranks[0]  # a model in training keeps its ranks
+
+
+@pytest.mark.parametrize("method_", METHODS)
+def test_planted_tasks_are_found_by_every_clustering(method_: str) -> None:
+    method = of_rank("atlas", MIXED, clustering=method_)
+    state, _ = played(method, [ALL], crew(method))
+    assert [state.clusters[p] for p in ALL] == [0, 0, 0, 1, 1, 1]
+    assert state.found["k"] == 2

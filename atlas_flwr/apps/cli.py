@@ -82,13 +82,14 @@ def suite(
 
     items = [*(overrides or []), *([f"engine.kind={engine}"] if engine else [])]
     chosen = load(file, seeds=seeds, only=only or [], items=items, tuned=tune)
-    from atlas_flwr.apps import suite as suites  # noqa: PLC0415 - torch loads for seconds
+    from atlas_flwr.apps.suite import run_suite  # noqa: PLC0415 - torch loads for seconds
+    from atlas_flwr.apps.suite_check import describe_suite  # noqa: PLC0415
 
     folder = suite_folder(chosen, out)
     if check:
-        Console().print(suites.describe_suite(chosen, folder))
+        Console().print(describe_suite(chosen, folder))
     else:
-        suites.run_suite(chosen, folder, Console())
+        run_suite(chosen, folder, Console())
 
 
 @app.command()

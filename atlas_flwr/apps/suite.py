@@ -13,12 +13,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from atlas_flwr.apps.catalogue import plain_table
-from atlas_flwr.apps.prepare import check_names
 from atlas_flwr.apps.run import run_experiment
+from atlas_flwr.apps.suite_check import check_suite
 from atlas_flwr.apps.suite_folders import (
     difference,
     finished_rows,
@@ -31,7 +29,7 @@ from atlas_flwr.apps.suite_folders import (
 )
 from atlas_flwr.config.load import with_out
 from atlas_flwr.config.suite_cells import Cell, Suite
-from atlas_flwr.errors import AtlasError, ConfigError, ResultError, RunFailed
+from atlas_flwr.errors import AtlasError, ResultError, RunFailed
 from atlas_flwr.results.provenance import provenance
 from atlas_flwr.results.series import show, show_seconds
 from atlas_flwr.results.store import atomic_write, read_run, to_json
@@ -40,47 +38,6 @@ from atlas_flwr.results.suite_table import suite_csv, suite_table
 LOG = "errors.log"
 SCORE = "final.own.accuracy on data.holdout"
 Score = dict[str, Any]
-
-
-def check_suite(suite: Suite, out: Path) -> list[Cell]:
-    """Check every run's config and every folder; return the runs of tuning, then the others.
-
-    Raises:
-        ConfigError: A run's config is wrong.
-        ResultError: A folder holds a finished run of another config.
-    """
-    tuning, cells = suite.tuning(), suite.cells()
-    for cell in (*tuning, *cells):
-        try:
-            check_names(cell.config)
-        except ConfigError as error:
-            raise ConfigError(f"{cell.setting}/{cell.label}: {error}") from error
-    # The values of tuned keys are not known yet.
-    tuned = {key for cell in tuning for key in cell.values}
-    for cell in (*tuning, *cells):
-        is_finished(out / cell.folder, cell.config, () if cell.tuning else tuned)
-    return [*tuning, *cells]
-
-
-def describe_suite(suite: Suite, out: Path) -> Table:
-    """Return what a suite would run, and how much of it is finished.
-
-    Raises:
-        UserError: A run's config is wrong, or a folder holds another run.
-    """
-    table = plain_table(f"{suite.file.name} in {out}", "setting", "label", "strategy", "runs")
-    table.add_column("finished", justify="right")
-    cells = check_suite(suite, out)
-    for (setting, label, tuning), group in groupby(
-        cells, key=lambda cell: (cell.setting, cell.label, cell.tuning)
-    ):
-        runs = list(group)
-        seeds = ", ".join(str(run.config.run.seed) for run in runs)
-        told = f"{len(runs)} to tune" if tuning else f"seeds {seeds}"
-        done = sum(status(out / run.folder) == "completed" for run in runs)
-        strategy = runs[0].config.strategy.name
-        table.add_row(setting, label, strategy, told, f"{done}/{len(runs)}")
-    return table
 
 
 def run_suite(suite: Suite, out: Path, console: Console) -> None:

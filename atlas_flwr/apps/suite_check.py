@@ -1,0 +1,67 @@
+"""What a suite would run: checked before anything runs, and shown by ``--check``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from rich.table import Table
+
+from atlas_flwr.apps.catalogue import plain_table
+from atlas_flwr.apps.prepare import check_names
+from atlas_flwr.apps.suite_folders import is_finished, status
+from atlas_flwr.config.suite_cells import Cell, Suite
+from atlas_flwr.errors import ConfigError
+
+
+def check_suite(suite: Suite, out: Path) -> list[Cell]:
+    """Check every run's config and every folder; return the runs of tuning, then the others.
+
+    Raises:
+        ConfigError: A run's config is wrong.
+        ResultError: A folder holds a finished run of another config.
+    """
+    tuning, cells = suite.tuning(), suite.cells()
+    for cell in (*tuning, *cells):
+        try:
+            check_names(cell.config)
+        except ConfigError as error:
+            raise ConfigError(f"{cell.setting}/{cell.label}: {error}") from error
+    # The values of tuned keys are not known yet.
+    tuned = {key for cell in tuning for key in cell.values}
+    for cell in (*tuning, *cells):
+        is_finished(out / cell.folder, cell.config, () if cell.tuning else tuned)
+    return [*tuning, *cells]
+
+
+def describe_suite(suite: Suite, out: Path) -> Table:
+    """Return what a suite would run, and how much of it is finished.
+
+    Raises:
+        UserError: A run's config is wrong, or a folder holds another run.
+    """
+    table = plain_table(f"{suite.file.name} in {out}", "setting", "label", "strategy", "runs")
+    table.add_column("finished", justify="right")
+    cells = check_suite(suite, out)
+    for (setting, label, tuning), group in groupby(
+        cells, key=lambda cell: (cell.setting, cell.label, cell.tuning)
+    ):
+        runs = list(group)
+        told = f"{len(runs)} to tune" if tuning else _seeds([r.config.run.seed for r in runs])
+        done = sum(status(out / run.folder) == "completed" for run in runs)
+        strategy = runs[0].config.strategy.name
+        table.add_row(setting, label, strategy, told, f"{done}/{len(runs)}")
+    return table
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    """Return seeds in few words.
+
+    >>> _seeds([42]), _seeds([42, 43, 44]), _seeds([1, 3])
+    ('seed 42', 'seeds 42–44', 'seeds 1, 3')
+    """
+    first, last = seeds[0], seeds[-1]
+    if len(seeds) > 2 and list(seeds) == list(range(first, last + 1)):
+        return f"seeds {first}–{last}"
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"

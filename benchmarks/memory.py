@@ -133,8 +133,14 @@ def child(setting: Setting) -> Peak:
     loaded = load(spec, 2, 0)
     write_parts(loaded, initial_parts(spec, 2, setting.rank, 2.0, 0))
     shapes = loaded.backbone.shapes
-    adapter = cost(dict.fromkeys(shapes, setting.rank), rank_costs(shapes))
-    memory = predicted(loaded, setting.batch, setting.length, adapter=adapter)
+    ranks = dict.fromkeys(shapes, setting.rank)
+    memory = predicted(
+        loaded,
+        setting.batch,
+        setting.length,
+        adapter=cost(ranks, rank_costs(shapes)),
+        ranks=sum(ranks.values()),
+    )
     table = Rows(2 * setting.batch, setting.length)
     train(
         loaded,

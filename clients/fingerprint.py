@@ -39,7 +39,7 @@ class FingerprintClient(FineTuneClient):
         self.fingerprint = measure(config)
         if wanted := int(config.get("importance-rank", 0)):
             self.fingerprint = {**self.fingerprint, IMPORTANCE: self._importance(wanted)}
-        return [], len(self.site.train_rows), {}
+        return [], len(self.rows_trained), {}
 
     def _subspace(self, config: dict[str, Scalar]) -> Tensors:
         """Return the leading directions of the rows."""
@@ -47,7 +47,7 @@ class FingerprintClient(FineTuneClient):
         return subspace_of(
             site.model,
             site.train_table,
-            np.asarray(site.train_rows),
+            self.rows_trained,
             site.model.num_labels,
             seed=site.seed,
             dimensions=int(config["dimensions"]),
@@ -60,7 +60,7 @@ class FingerprintClient(FineTuneClient):
     def _print(self, config: dict[str, Scalar]) -> Tensors:
         """Return means of the rows, or gradients on them."""
         site, job = self.site, self.job
-        rows, noise = np.asarray(site.train_rows), float(config["noise"])
+        rows, noise = self.rows_trained, float(config["noise"])
         rng = rng_for(site.seed, "fingerprint", job.round, job.partition)
         if noise:  # the server knows the run's seed: noise drawn from it could be taken off again
             rng = np.random.default_rng()
@@ -90,7 +90,7 @@ class FingerprintClient(FineTuneClient):
         told = leading_values(
             site.model,
             site.train_table,
-            rng.permutation(site.train_rows)[:IMPORTANCE_ROWS],
+            rng.permutation(self.rows_trained)[:IMPORTANCE_ROWS],
             rank,
             Passes(site.spec.batch_size, site.spec.device, site.spec.threads),
         )

@@ -13,17 +13,16 @@ from atlas_flwr.errors import AggregationError, ConfigError
 from atlas_flwr.ranks.allocate import allocate, backwards, shuffled, uniform
 from atlas_flwr.ranks.budget import Grant, cost, rank_costs
 from atlas_flwr.ranks.importance import mean_gains, utilities
-from atlas_flwr.ranks.memory import STATE_BYTES
 from atlas_flwr.seeding import rng_for
 from atlas_flwr.types import Array, LoraFactors, ModelParts, Scalar, Tensors
 from strategies.base import Options, State
-from strategies.fingerprinted import FingerprintClustered, FingerprintOptions
+from strategies.fingerprinted import Asking, AskingOptions, FingerprintOptions
 
 How = Literal["importance", "uniform", "random", "reversed", "fixed"]
 IMPORTANCE = "importance"
 
 
-class RankOptions(FingerprintOptions):
+class RankOptions(AskingOptions):
     """Options of the ranks."""
 
     ranks: How = "importance"
@@ -33,6 +32,10 @@ class RankOptions(FingerprintOptions):
     ``lora.rank`` or the device, with ``lora.rank-pattern``."""
     max_rank: Annotated[int, Field(ge=1, le=256, strict=True)] = 32
     """Highest rank a module may get."""
+
+
+class PrintedRankOptions(RankOptions, FingerprintOptions):
+    """Options of fingerprints and ranks together."""
 
     @model_validator(mode="after")
     def _noise_hides_no_importance(self) -> Self:
@@ -44,7 +47,7 @@ class RankOptions(FingerprintOptions):
         return self
 
 
-class Allocated(FingerprintClustered):
+class Allocated(Asking):
     """Clustered clients whose modules get the ranks that pay most in the bytes they may spend.
 
     With the fingerprint every client sends the leading singular values of its mean gradient with
@@ -104,6 +107,14 @@ class Allocated(FingerprintClustered):
     def _widest(self, partition: int) -> ModelParts:
         labels = self.setting.num_labels[self.setting.tasks[partition]]
         return self.setting.initial[labels, self.options.max_rank]
+
+    def rank_label(self, state: State, partition: int) -> int:
+        """Return the equal rank that costs what the client's ranks cost, rounded."""
+        ranks = state.ranks.get(partition)
+        if ranks is None:
+            return super().rank_label(state, partition)
+        costs = self._costs(partition)
+        return round(cost(ranks, costs) / sum(costs.values()))
 
     # -------------------------------------------------------------- the ranks
 
@@ -198,8 +209,8 @@ class Allocated(FingerprintClustered):
 
     def _fact(self, state: State, partition: int) -> dict[str, Any]:
         grant, ranks = self._grant(partition), state.ranks[partition]
-        used, rest = cost(ranks, self._costs(partition)), grant.resting
-        memory = None if rest is None else rest.total - rest.adapter + STATE_BYTES * used
+        used = cost(ranks, self._costs(partition))
+        memory = grant.memory(used, sum(ranks.values()))
         return {
             "device": grant.device,
             "cluster": state.clusters[partition],

@@ -9,53 +9,74 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from atlas_flwr.errors import AggregationError
+from atlas_flwr.errors import AggregationError, ConfigError
 from atlas_flwr.types import Job, ModelParts, Scalar, Tensors, Update
-from strategies.allocated import Allocated, RankOptions
+from strategies.allocated import Allocated, PrintedRankOptions
 from strategies.base import Method, State
 from strategies.clustered import Eta
+from strategies.fingerprinted import FingerprintClustered
 from strategies.walking import GraphOptions, Walking
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-class AtlasOptions(GraphOptions):
-    """Options of ATLAS."""
+class StepOptions(GraphOptions):
+    """Options of the step's length."""
 
     eta: Eta | Literal["auto"] = 0.5
     """η: 0 leaves every client alone, 1 goes as far as the graph allows, which is the cluster's
     weighted mean where it is complete. ``auto``: each cluster takes, round by round, the step whose
     models lose least on rows that its clients hold back from training."""
-    hold_back: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.2
-    """Share of a client's training rows that ``auto`` holds back."""
+    hold_back: Annotated[float, Field(ge=0, lt=1, strict=True)] | None = None
+    """Share of a client's training rows that it neither trains on nor measures. Absent: 0.2 under
+    ``auto``, which needs some, else 0; the same share at a number is the fair comparison."""
 
 
-class Atlas(Walking):
+class Stepping(Walking):
     """Personal adapters that take one step along the graph of their cluster, on products.
 
     With ``eta = "auto"`` a round has one more exchange: every client of the cohort is sent the
     models it would have after each step of ``GRID`` and answers with their losses on rows it does
-    not train on. A cluster of which nobody was drawn keeps the step it took last.
+    not train on. Clients whose cluster has nobody in the cohort keep the step they took last.
     """
 
-    options_type = AtlasOptions
-    options: AtlasOptions
-    summary = "clusters from fingerprints, ranks by budget, one graph step on products"
+    options: StepOptions
 
     def eta_of(self, state: State, partition: int) -> float:
         """Return the option, or what the client's cluster has chosen."""
         eta = self.options.eta
-        return state.etas.get(state.clusters[partition], 0.0) if eta == "auto" else eta
+        return state.etas.get(partition, 0.0) if eta == "auto" else eta
+
+    def check(self) -> None:
+        """Refuse a choice of η on no rows."""
+        super().check()
+        if self._auto and self.options.hold_back == 0:
+            raise ConfigError(
+                "strategy.options.hold-back: 0, but eta = 'auto' is chosen on rows that are held "
+                "back; set a share above 0, or eta to a number"
+            )
+
+    @property
+    def _held(self) -> Mapping[str, Scalar]:
+        """Return what a client is told of the rows it holds back; nothing where it holds none."""
+        share = self.options.hold_back
+        share = (0.2 if self._auto else 0.0) if share is None else share
+        return {"hold-back": share} if share else {}
 
     def job_options(self, state: State) -> Mapping[str, Scalar]:
-        """Hold rows back where they are needed."""
-        told = super().job_options(state)
-        return {**told, "hold-back": self.options.hold_back} if self._auto else told
+        """Hold rows back from training."""
+        return {**super().job_options(state), **self._held}
+
+    def fingerprint_options(self) -> dict[str, Scalar]:
+        """Hold the same rows back from what is measured."""
+        return {**super().fingerprint_options(), **self._held}
 
     def plan(self, state: State, cohort: Sequence[int]) -> list[Job] | None:
         """Train; then, where η is chosen, let those who trained score each step."""
         if self._auto and self.exchange(state) == 1:
-            trained = [p for p in cohort if p in state.sizes]
+            trained = [
+                p for p in cohort if state.trained.get(p) == state.round and state.sizes[p] > 1
+            ]
             return self._score_jobs(state, trained) or None
         return super().plan(state, cohort)
 
@@ -73,17 +94,21 @@ class Atlas(Walking):
             return super().merge(state, updates)
         losses = self._losses(state, updates)
         chosen = {c: GRID[int(np.argmin(each))] for c, each in losses.items()}
+        etas = {p: chosen[c] for p, c in state.clusters.items() if c in chosen}
         stepped = self.along_the_graph(
-            replace(state, phase=state.phase + 1, etas={**state.etas, **chosen})
+            replace(state, phase=state.phase + 1, etas={**state.etas, **etas})
         )
         told = {
             str(c): {f"{eta:g}": loss for eta, loss in zip(GRID, each, strict=True)}
             for c, each in losses.items()
         }
-        etas = {str(c): eta for c, eta in sorted(stepped.etas.items())}
-        return replace(stepped, measured=replace(stepped.measured, eta=etas, eta_loss=told))
+        by_cluster = {str(c): eta for c, eta in sorted(chosen.items())}
+        return replace(stepped, measured=replace(stepped.measured, eta=by_cluster, eta_loss=told))
 
     # -------------------------------------------------------------- choosing η
+
+    def _trained(self, state: State, cohort: Sequence[int]) -> list[int]:
+        return [p for p in cohort if state.trained.get(p) == state.round]
 
     @property
     def _auto(self) -> bool:
@@ -107,9 +132,7 @@ class Atlas(Walking):
 
     def _stepped(self, state: State, eta: float) -> State:
         """Return the state if every cluster took this step."""
-        return self.along_the_graph(
-            replace(state, etas=dict.fromkeys(state.clusters.values(), eta))
-        )
+        return self.along_the_graph(replace(state, etas=dict.fromkeys(state.clusters, eta)))
 
     def _losses(self, state: State, updates: Iterator[Update]) -> dict[int, list[float]]:
         """Return the mean loss after each step over the rows that a cluster's clients told of."""
@@ -128,6 +151,18 @@ class Atlas(Walking):
         }
 
 
+class AtlasOptions(StepOptions, PrintedRankOptions):
+    """Options of ATLAS."""
+
+
+class Atlas(Stepping, FingerprintClustered):
+    """Clusters from fingerprints, ranks by budget, and a graph step between personal models."""
+
+    options_type = AtlasOptions
+    options: AtlasOptions
+    summary = "clusters from fingerprints, ranks by budget, one graph step on products"
+
+
 class UniformOptions(AtlasOptions):
     """Options of ATLAS with equal ranks."""
 
@@ -143,10 +178,11 @@ class AtlasUniformRank(Atlas):
     summary = "atlas with equal ranks at the same bytes (an ablation)"
 
 
-class AtlasNoLaplacian(Allocated):
+class AtlasNoLaplacian(Allocated, FingerprintClustered):
     """ATLAS without its graph step: with nothing averaged before it, this is local training."""
 
-    options_type = RankOptions
+    options_type = PrintedRankOptions
+    options: PrintedRankOptions
     summary = "atlas at η = 0: local training (an ablation)"
 
     def eta_of(self, state: State, partition: int) -> float:
@@ -154,10 +190,11 @@ class AtlasNoLaplacian(Allocated):
         return 0.0
 
 
-class AtlasClusterMean(Allocated):
+class AtlasClusterMean(Allocated, FingerprintClustered):
     """ATLAS whose step is the whole way: every client gets its cluster's mean product."""
 
-    options_type = RankOptions
+    options_type = PrintedRankOptions
+    options: PrintedRankOptions
     summary = "atlas at η = 1: the mean product of each found cluster"
 
     def eta_of(self, state: State, partition: int) -> float:

@@ -1,27 +1,38 @@
-"""Controls for clustering: the true tasks, random clusters of their sizes, one cluster."""
+"""Controls for clustering: ATLAS with the true tasks, random clusters of their sizes, one cluster.
+
+All else is ATLAS's, its options and defaults too, so that a pair differs in its clusters alone.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from typing import Any
 
 from atlas_flwr.seeding import rng_for
-from strategies.base import State
-from strategies.clustered import AtOneStep, MeanOptions, numbered
+from atlas_flwr.types import Tensors
+from strategies.atlas import Atlas
 
 
-class OracleCluster(AtOneStep):
+class OracleCluster(Atlas):
     """The clusters are the tasks, which no server should know: the ceiling of clustering."""
 
-    options_type = MeanOptions
-    options: MeanOptions
-    summary = "the true tasks as clusters, mean product inside (the ceiling of clustering)"
+    summary = "atlas told the true tasks as clusters (the ceiling of clustering)"
 
-    def start(self) -> State:
-        """Return the state before round 1, with the clusters in it."""
-        clusters = numbered(self.labels())
+    def find(self, prints: Mapping[int, Tensors]) -> tuple[dict[int, int], Mapping[str, Any]]:
+        """Return the clusters of those who answered; what they answered is not read."""
+        order = {label: number for number, label in enumerate(dict.fromkeys(self.labels()))}
+        clusters = {p: order[self.labels()[p]] for p in sorted(prints)}
         told = {str(p): cluster for p, cluster in clusters.items()}
-        found = {"k": len(set(told.values())), "why": self.summary, "clusters": told}
-        return replace(super().start(), clusters=clusters, found=found)
+        return clusters, {"k": len(set(told.values())), "why": self.summary, "clusters": told}
+
+    def place(
+        self,
+        new: Mapping[int, Tensors],
+        prints: Mapping[int, Tensors],
+        clusters: Mapping[int, int],
+    ) -> dict[int, int]:
+        """Return the clusters of those who came later: they are known too."""
+        return {p: cluster for p, cluster in self.find(new)[0].items() if p in new}
 
     def labels(self) -> list[object]:
         """Return a label for each partition."""
@@ -31,7 +42,7 @@ class OracleCluster(AtOneStep):
 class RandomCluster(OracleCluster):
     """Clusters of the tasks' sizes, their members drawn from the seed inside each label space."""
 
-    summary = "random clusters of the tasks' sizes (a control)"
+    summary = "atlas in random clusters of the tasks' sizes (a control)"
 
     def labels(self) -> list[object]:
         """Return the tasks, shuffled among the clients of each label space."""
@@ -47,7 +58,7 @@ class RandomCluster(OracleCluster):
 class OneCluster(OracleCluster):
     """One cluster for each label space: what clustering has to beat."""
 
-    summary = "one cluster for all clients of a label space (an ablation of atlas)"
+    summary = "atlas in one cluster for each label space (an ablation)"
 
     def labels(self) -> list[object]:
         """Return the label spaces."""

@@ -19,17 +19,10 @@ from atlas_flwr.aggregation.laplacian_linear import tensor_step
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.results.record import Measured
 from atlas_flwr.types import Adapter, Array, ModelParts, Tensors, Update
-from strategies.base import Method, Options, State
+from strategies.base import Method, State
 from strategies.lora_rule import EqualRankRule
 
 Eta = Annotated[float, Field(ge=0, le=1, strict=True)]
-
-
-class MeanOptions(Options):
-    """Options of the graph step, its default the cluster's mean."""
-
-    eta: Eta = 1.0
-    """η: 0 leaves every client alone, 1 gives it its cluster's mean weighted by rows."""
 
 
 class Clustered(EqualRankRule):
@@ -51,6 +44,14 @@ class Clustered(EqualRankRule):
     def eta_of(self, state: State, partition: int) -> float:
         """Return a client's step η: 0 leaves it alone, 1 gives it its cluster's weighted mean."""
         raise NotImplementedError
+
+    def stepping(self, state: State) -> list[int]:
+        """Return who takes the step and pulls others: all who have trained so far."""
+        return sorted(state.sizes)
+
+    def rank_label(self, state: State, partition: int) -> int:
+        """Return the rank under which a client's share of the step is told."""
+        return self.setting.ranks[partition]
 
     def graph(self, state: State, present: Sequence[int]) -> Float:
         """Return the graph of the clients that have trained, for η up to 1."""
@@ -101,8 +102,9 @@ class Clustered(EqualRankRule):
         return self.step(merged, tally.bodies(), tally.heads())
 
     def note(self, state: State, update: Update) -> State:
-        """Note how many rows the client has."""
-        return replace(state, sizes={**state.sizes, update.partition: update.report.num_examples})
+        """Note how many rows the client has, and that it has trained."""
+        rows = {**state.sizes, update.partition: update.report.num_examples}
+        return replace(state, sizes=rows, trained={**state.trained, update.partition: state.round})
 
     def step(
         self, state: State, bodies: Mapping[str, ModelParts], heads: Mapping[str, Tensors]
@@ -118,7 +120,7 @@ class Clustered(EqualRankRule):
 
         Neighbours of different η take the smaller one on their edge: the graph stays symmetric.
         """
-        present = sorted(state.sizes)
+        present = self.stepping(state)
         etas = np.array([self.eta_of(state, p) for p in present])
         graph = self.graph(state, present) * np.minimum.outer(etas, etas)
         sizes = [float(state.sizes[p]) for p in present]
@@ -136,8 +138,8 @@ class Clustered(EqualRankRule):
             state,
             bodies={**state.bodies, **bodies},
             heads={**state.heads, **own},
-            tails=dict(zip(present, moved.tails, strict=True)),
-            measured=Measured(step_loss=self._by_rank(shares)),
+            tails={**state.tails, **dict(zip(present, moved.tails, strict=True))},
+            measured=Measured(step_loss=self._by_rank(state, shares)),
         )
 
     def _inside(self, graph: Float, present: Sequence[int]) -> Float:
@@ -153,30 +155,14 @@ class Clustered(EqualRankRule):
                 fresh[module] = max(fresh.get(module, factors.a), factors.a, key=len)
         return fresh
 
-    def _by_rank(self, shares: Mapping[int, float]) -> dict[str, float | None]:
+    def _by_rank(self, state: State, shares: Mapping[int, float]) -> dict[str, float | None]:
         """Return the mean share ρ of the step that receivers of each rank had to cut."""
-        ranks = self.setting.ranks
+        ranks = {p: self.rank_label(state, p) for p in shares}
         return {
             str(rank): float(np.mean([share for p, share in shares.items() if ranks[p] == rank]))
-            for rank in sorted({ranks[p] for p in shares})
+            for rank in sorted(set(ranks.values()))
         }
 
     def spaces(self) -> list[int]:
         """Return the label space of each partition: spaces are never joined."""
         return [self.setting.num_labels[task] for task in self.setting.tasks]
-
-
-class AtOneStep(Clustered):
-    """A clustered method whose η is an option, the same for all."""
-
-    options: MeanOptions
-
-    def eta_of(self, state: State, partition: int) -> float:
-        """Return the option."""
-        return self.options.eta
-
-
-def numbered(labels: list[object]) -> dict[int, int]:
-    """Return clusters by partition, numbered in order of appearance."""
-    order = {label: i for i, label in enumerate(dict.fromkeys(labels))}
-    return {partition: order[label] for partition, label in enumerate(labels)}

@@ -13,11 +13,10 @@ from atlas_flwr.errors import AggregationError, ConfigError
 from atlas_flwr.fingerprint.subspace import DIMENSIONS, Measure, width_for
 from atlas_flwr.types import Scalar, Tensors
 from strategies import found
-from strategies.clustered import AtOneStep, MeanOptions
-from strategies.fingerprinted import Asking, AskingOptions
+from strategies.atlas import StepOptions, Stepping
 
 
-class EmbeddingOptions(AskingOptions, MeanOptions):
+class EmbeddingOptions(StepOptions):
     """Options of the subspaces."""
 
     dimensions: Annotated[int, Field(ge=1, le=16, strict=True)] = DIMENSIONS
@@ -32,18 +31,18 @@ class EmbeddingOptions(AskingOptions, MeanOptions):
     clusters is chosen by silhouette with a null test, one cluster included (ours)."""
 
 
-class EmbeddingCluster(Asking, AtOneStep):
+class EmbeddingCluster(Stepping):
     """Clients are clustered by the angles between the subspaces of their embeddings.
 
     As published in one shot, before round 1, from the leading left singular vectors of each
     client's data (Vahidian et al., AAAI 2023); what the paper does with pixels is done with the
-    frozen model's mean hidden states. Inside clusters the mean of products and heads stands
-    in for the paper's average of weights: the clustering alone differs from ``oracle_cluster``.
+    frozen model's mean hidden states. Inside clusters ATLAS's step stands in for the paper's
+    average of weights: the clustering alone differs from ``atlas`` and ``oracle_cluster``.
     """
 
     options_type = EmbeddingOptions
     options: EmbeddingOptions
-    summary = "clusters from angles between embeddings' subspaces (PACFL), mean product inside"
+    summary = "clusters from angles between embeddings' subspaces (PACFL), else atlas"
 
     def check(self) -> None:
         """Refuse more directions than a fingerprint holds, too.
@@ -63,7 +62,7 @@ class EmbeddingCluster(Asking, AtOneStep):
                 "more than a fingerprint holds; set 'pooled'"
             ) from error
 
-    def fingerprint_options(self) -> dict[str, Scalar]:
+    def print_options(self) -> dict[str, Scalar]:
         """Ask for subspaces."""
         options = self.options
         class_wise = options.rows == "class_wise"

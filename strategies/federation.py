@@ -18,7 +18,15 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from atlas_flwr.errors import RunFailed
-from atlas_flwr.results.record import MB, METRICS, Bytes, ClientRow, compact_ranks, round_record
+from atlas_flwr.results.record import (
+    MB,
+    METRICS,
+    Bytes,
+    ClientRow,
+    Measured,
+    compact_ranks,
+    round_record,
+)
 from atlas_flwr.types import Job, Update
 from atlas_flwr.wire import count_bytes, pack_job
 from strategies.base import Method
@@ -72,7 +80,7 @@ class Federation(Strategy):
         for round_ in range(self.state.round + 1, self.limits.rounds + 1):
             began = time.monotonic()
             self._tally = _Tally()
-            self.state = replace(self.state, round=round_, phase=0)
+            self.state = replace(self.state, round=round_, phase=0, measured=Measured())
             while messages := self.configure_train(round_, nothing, plain, grid):
                 self.aggregate_train(round_, exchange(grid, messages, self.limits.timeout))
             messages = self.configure_evaluate(round_, nothing, plain, grid)
@@ -246,7 +254,7 @@ class Federation(Strategy):
     def _row(self, phase: str, job: Job, update: Update | None) -> ClientRow:
         """Return the client's line for ``clients.parquet``, bytes and status apart."""
         setting = self.method.setting
-        ranks = job.parts.ranks() or setting.initial_for(job.partition).ranks()
+        ranks = job.parts.ranks() or self.method.whole(self.state, job.partition).ranks()
         row = ClientRow(
             round=job.round,
             partition=job.partition,
@@ -284,7 +292,8 @@ class Federation(Strategy):
         names = "; ".join(f"partition {row.partition} {row.status}: {row.error}" for row in lost)
         if self.limits.on_failure == "raise":
             raise RunFailed(f"round {self.state.round}, {phase}: {names}")
-        if replied < min(self.limits.min_results, asked or len(rows)):
+        late = phase == "fingerprint" and self.state.prints  # asked again when they are drawn
+        if not late and replied < min(self.limits.min_results, asked or len(rows)):
             raise RunFailed(
                 f"round {self.state.round}, {phase}: {replied} replied, "
                 f"run.min-results is {self.limits.min_results}: {names}"

@@ -21,7 +21,8 @@ class AskingOptions(Options):
     """Options of methods that ask clients what their rows are like."""
 
     every: Annotated[int, Field(ge=0, strict=True)] = 0
-    """Rounds after which the cohort is asked again and all are clustered anew; 0 is never."""
+    """Rounds after which the cohort is asked again and all are clustered anew; 0 is never. Answers
+    differ only where rows have changed, or noise was added."""
 
 
 class FingerprintOptions(AskingOptions):
@@ -44,6 +45,10 @@ class FingerprintOptions(AskingOptions):
     def _noise_needs_clip(self) -> Self:
         if self.noise and not self.clip:
             raise ValueError("noise needs a clip: set strategy.options.clip too")
+        if self.clip and self.fingerprint in ("mean_gradient", "rms_gradient"):
+            raise ValueError(
+                f"clip and noise are not for fingerprint = '{self.fingerprint}'; set 'class_means'"
+            )
         return self
 
 
@@ -70,10 +75,10 @@ class Asking(Clustered):
     def merge(self, state: State, updates: Iterator[Update]) -> State:
         """Find clusters, place late-comers, or take the trained models."""
         first = next(updates, None)
-        if first is None:
-            return super().merge(state, updates)
-        stream = chain([first], updates)
-        if state.phase == 0 and first.fingerprint:
+        if first is None and state.phase == 0:  # nobody new answered: those known train
+            return replace(state, phase=1, asked=state.round)
+        stream = updates if first is None else chain([first], updates)
+        if first is not None and first.fingerprint and state.phase == 0:
             return self._known(state, stream)
         return super().merge(state, stream)
 
@@ -92,9 +97,13 @@ class Asking(Clustered):
         """Return the clusters of those who came later."""
         raise NotImplementedError
 
-    def fingerprint_options(self) -> dict[str, Scalar]:
-        """Return what the client is told of how to measure its rows."""
+    def print_options(self) -> dict[str, Scalar]:
+        """Return what the client is told of what to measure."""
         raise NotImplementedError
+
+    def fingerprint_options(self) -> dict[str, Scalar]:
+        """Return all that the client is told."""
+        return self.print_options()
 
     def told(self, state: State, rows: Mapping[int, int]) -> State:
         """Return the state with what follows from new fingerprints and their clusters.
@@ -115,7 +124,7 @@ class Asking(Clustered):
         """Return who is to be asked: everybody at first, then those of the cohort nobody knows."""
         if not state.prints:
             return list(range(self.setting.clients))
-        if self.options.every and state.round - state.asked >= self.options.every:
+        if self.options.every and state.round - state.clustered >= self.options.every:
             return list(cohort)
         return [p for p in cohort if p not in state.prints]
 
@@ -140,7 +149,7 @@ class Asking(Clustered):
         state = replace(state, phase=state.phase + 1, asked=state.round)
         if again:
             clusters, facts = self.find(prints)
-            state = replace(state, clusters=clusters, found=facts)
+            state = replace(state, clusters=clusters, found=facts, clustered=state.round)
         else:
             placed = self.place(new, state.prints, state.clusters)
             clusters = {**state.clusters, **placed}
@@ -170,7 +179,7 @@ class FingerprintClustered(Asking):
         """Return the clusters of those who came later."""
         return found.place(new, prints, clusters, self.spaces())
 
-    def fingerprint_options(self) -> dict[str, Scalar]:
-        """Return what the client is told of how to measure its rows."""
+    def print_options(self) -> dict[str, Scalar]:
+        """Return the kind of fingerprint, and what hides it."""
         options = self.options
         return {"kind": options.fingerprint, "clip": options.clip, "noise": options.noise}

@@ -60,23 +60,24 @@ def place(
     prints: Mapping[int, Tensors],
     clusters: Mapping[int, int],
     spaces: Sequence[int],
-    one: PlaceOne = merge.place,
+    one: PlaceOne | None = None,
 ) -> dict[int, int]:
     """Return the cluster of the nearest fingerprints for each late-comer.
 
-    The first of its label space is a cluster of its own.
+    The first of its label space is a cluster of its own, and so is one that differs from every
+    cluster by more than the test that found them lets pass.
 
     Args:
         new: Their fingerprints by partition.
         prints: Fingerprints that were clustered before.
         clusters: Their clusters.
         spaces: Label space of every partition.
-        one: Places one among others.
+        one: Places one among others; None is ``merge.place`` at the test's threshold.
     """
     prints, placed = dict(prints), dict(clusters)
     for partition in sorted(new):
         known = sorted(placed)
-        placed[partition] = one(
+        placed[partition] = (one or _nearest)(
             new[partition],
             [prints[p] for p in known],
             [placed[p] for p in known],
@@ -85,6 +86,18 @@ def place(
         )
         prints[partition] = new[partition]
     return {partition: placed[partition] for partition in new}
+
+
+def _nearest(
+    new: Tensors,
+    prints: Sequence[Tensors],
+    labels: Sequence[int],
+    *,
+    space: int,
+    spaces: Sequence[int],
+) -> int:
+    threshold = merge.threshold_for(sum(own == space for own in spaces) + 1)
+    return merge.place(new, prints, labels, space=space, spaces=spaces, threshold=threshold)
 
 
 def named(known: Sequence[int], found: Clustering) -> tuple[dict[int, int], Mapping[str, Any]]:

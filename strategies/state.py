@@ -74,9 +74,11 @@ class State:
         clusters: Cluster of each partition, once there are any.
         prints: Fingerprint of each partition.
         asked: Last round in which fingerprints were asked for.
+        clustered: Last round in which all were clustered anew.
+        trained: Last round in which each partition trained, where the method needs it later.
         found: How the clusters were found, in plain values.
         tails: What the last graph step cut off of each partition's model (error feedback).
-        etas: The step η that each cluster chose, by number of the cluster.
+        etas: The step η that each partition's cluster chose last.
         measured: How far the last merge was from the exact mean.
     """
 
@@ -95,6 +97,8 @@ class State:
     clusters: Mapping[int, int] = field(default_factory=dict)
     prints: Mapping[int, Tensors] = field(default_factory=dict)
     asked: int = 0
+    clustered: int = 0
+    trained: Mapping[int, int] = field(default_factory=dict)
     found: Mapping[str, Any] = field(default_factory=dict)
     tails: Mapping[int, Adapter] = field(default_factory=dict)
     etas: Mapping[int, float] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from atlas_flwr.aggregation.graph import Float, full_step, knn, rbf, sized, within
+from atlas_flwr.aggregation.graph import Float, knn, rbf, self_weighted, within
 from atlas_flwr.aggregation.laplacian import Step, Truncation, product_step
 from atlas_flwr.aggregation.laplacian_linear import factor_step, ffa_step
 from atlas_flwr.errors import ConfigError
@@ -25,7 +25,8 @@ class GraphOptions(RankOptions):
     graph: Literal["complete", "rbf", "knn"] = "complete"
     """Edges: ``complete`` joins all of a cluster by their rows, so that η = 1 is their weighted
     mean; ``rbf`` weighs pairs by ``exp(−d² / h²)`` of their fingerprints' distance, h the median;
-    ``knn`` keeps of those each client's nearest ones."""
+    ``knn`` keeps of those each client's nearest ones. A client counts itself as one more
+    neighbour at weight 1, so that weights of 1 are ``complete``'s."""
     neighbours: Annotated[int, Field(ge=1, strict=True)] = 3
     """Clients that each one chooses under ``knn``."""
     cross: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.0
@@ -34,6 +35,9 @@ class GraphOptions(RankOptions):
     variant: Literal["product", "factor", "ffa"] = "product"
     """What the step is taken on: ``product`` is s B A, written back at each client's ranks;
     ``factor`` is A and B apart (MIRA's, one rank); ``ffa`` is B over a frozen, shared A, exact."""
+    absent: Literal["pull", "wait"] = "pull"
+    """Clients that were not drawn: ``pull`` lets their last models take the step too, and pull at
+    full weight; ``wait`` leaves them out until they train again."""
     error_feedback: bool = False
     """Whether what the ranks cut off a step is added to the next one (``product``)."""
 
@@ -58,6 +62,11 @@ class Walking(Allocated):
                 f"strategy.options.error-feedback: variant '{options.variant}' keeps no tail; "
                 "remove it, or set variant = 'product'"
             )
+        if options.graph != "knn" and "neighbours" in options.model_fields_set:
+            raise ConfigError(
+                f"strategy.options.neighbours: {options.neighbours}, but the graph is "
+                f"'{options.graph}'; remove it, or set strategy.options.graph = 'knn'"
+            )
         if options.cross and options.graph == "complete":
             raise ConfigError(
                 f"strategy.options.cross: {options.cross}, but a 'complete' graph ends at its "
@@ -66,20 +75,33 @@ class Walking(Allocated):
 
     # -------------------------------------------------------------- the graph
 
+    def stepping(self, state: State) -> list[int]:
+        """Return who takes the step: all who have trained, or those of this round."""
+        known = super().stepping(state)
+        waits = self.options.absent == "wait"
+        return [p for p in known if state.trained[p] == state.round] if waits else known
+
     def graph(self, state: State, present: Sequence[int]) -> Float:
-        """Return the graph, scaled so that η = 1 is the largest step without overshooting."""
+        """Return the graph in which every client counts itself: at η = 1 none overshoots."""
         options = self.options
         if options.graph == "complete":
             return super().graph(state, present)
-        spaces = [self.spaces()[p] for p in present]
-        effect = distances([state.prints[p] for p in present], spaces).effect
-        near = np.sqrt(np.maximum(effect, 0.0))  # unbiased, so the least ones are negative
-        weights = _by_space(near)
-        if options.graph == "knn":
-            weights = knn(near, options.neighbours, weights)
         clusters = [state.clusters[p] for p in present]
+        far = self._distances(state, present)
+        if not options.cross:  # neighbours are chosen inside the cluster too
+            far[np.not_equal.outer(clusters, clusters)] = np.inf
+        least = np.min(far, initial=0.0)
+        weights = rbf(np.sqrt(np.maximum(far, 0.0)))
+        if options.graph == "knn":  # unbiased distances of the nearest ones are below 0
+            weights = knn(far - least, options.neighbours, weights)
         sizes = [float(state.sizes[p]) for p in present]
-        return full_step(sized(within(weights, clusters, options.cross), sizes), sizes)
+        return self_weighted(within(weights, clusters, options.cross), sizes)
+
+    def _distances(self, state: State, present: Sequence[int]) -> Float:
+        """Return squared distances of fingerprints; infinite where two can't be compared."""
+        spaces = [self.spaces()[p] for p in present]
+        found = distances([state.prints[p] for p in present], spaces)
+        return np.where(np.isfinite(found.error), found.effect, np.inf)
 
     def told(self, state: State, rows: Mapping[int, int]) -> State:
         """Return the state with the graph of all in its record, where all have told their rows."""
@@ -121,13 +143,3 @@ class Walking(Allocated):
         served = super().model_for(state, partition)
         drawn = self.options.variant == "ffa" and partition not in state.ranks
         return replace(served, seeded=frozenset({"lora_A"})) if drawn else served
-
-
-def _by_space(near: Float) -> Float:
-    """Return the RBF weights of each label space's clients by their own median distance."""
-    weights = np.zeros_like(near)
-    spaces = {tuple(np.flatnonzero(np.isfinite(row))) for row in near}
-    for members in spaces:
-        inside = np.ix_(members, members)
-        weights[inside] = rbf(near[inside])
-    return weights

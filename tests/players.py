@@ -122,8 +122,9 @@ class Player:
         classes = self.setting.num_labels[task]
         if job.options["kind"] == "subspace":
             sets, p = classes if job.options["class-wise"] else 1, int(job.options["dimensions"])
-            return subspace(features, labels, sets, p, seed=0)
-        told = summarise(features, labels, classes, seed=0, rng=rng)
+            told = subspace(features, labels, sets, p, seed=0)
+        else:
+            told = summarise(features, labels, classes, seed=0, rng=rng)
         if wanted := job.options.get("importance-rank"):
             # The first module has most of the energy in task a, the last in task b.
             modules = len(self.setting.initial_for(self.partition).adapter)

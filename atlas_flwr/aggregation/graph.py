@@ -12,6 +12,8 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
+from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.types import Array
@@ -44,16 +46,17 @@ def rbf(distances: Array, bandwidth: float | None = None) -> Float:
     The weight of the reference's graph with α = 1/h²; MIRA's letter draws its graph at random.
 
     Args:
-        distances: Symmetric, non-negative, shape ``(n, n)``; the diagonal is not read.
-        bandwidth: The distance h of weight 1/e. None takes the median of the positive distances,
-            so that the unit of distance drops out; where no distance is positive all weights are
+        distances: Symmetric, non-negative, shape ``(n, n)``, infinite where no edge may be; the
+            diagonal is not read.
+        bandwidth: The distance h of weight 1/e. None takes the median of the positive, finite
+            distances, so that the unit of distance drops out; where there is none all weights are
             1, as for any h.
 
     Raises:
         AggregationError: The bandwidth is not positive and finite, or the distances are none.
     """
-    d = _distances(distances)
-    positive = d[d > 0]
+    d = _distances(distances, infinite=True)
+    positive = d[(d > 0) & np.isfinite(d)]
     if bandwidth is None:
         bandwidth = float(np.median(positive)) if positive.size else 1.0
     if not (bandwidth > 0 and math.isfinite(bandwidth)):
@@ -116,21 +119,6 @@ def size_weighted(sizes: Sequence[float], clusters: Sequence[Hashable] | None = 
     return _hollow(np.where(same, a / (same @ relative)[:, None], 0.0))
 
 
-def sized(adjacency: Array, sizes: Sequence[float]) -> Float:
-    """Return ``ñ_k ñ_l a_kl``: edges that count as much as the clients they join.
-
-    The step's shares are then ``η ñ_l a_kl``: large neighbours pull harder, and the client's own
-    size drops out, so that one small client does not hold the largest step down for all.
-
-    Raises:
-        AggregationError: The adjacency or a size is none, or the lengths differ.
-    """
-    a, relative = check(adjacency), relative_sizes(sizes)
-    if len(a) != len(relative):
-        raise AggregationError(f"{len(relative)} sizes for a graph of {len(a)} clients")
-    return _hollow(a * np.outer(relative, relative))
-
-
 def random(n: int, rng: np.random.Generator, density: float = 1.0) -> Float:
     """Return a random graph: each pair has an edge with chance ``density``, its weight in (0, 1].
 
@@ -155,18 +143,6 @@ def within(adjacency: Array, clusters: Sequence[Hashable], cross: float = 0.0) -
     if not 0 <= cross <= 1:
         raise AggregationError(f"cross must lie in [0, 1], got {cross}")
     return np.where(_same(clusters, len(a)), a, cross * a)
-
-
-def normalised(adjacency: Array) -> Float:
-    """Return ``D^{-1/2} a D^{-1/2}``, which is symmetric and has degrees of about 1.
-
-    Each edge in units of its ends' degrees: a client of a large cluster is then pulled about as
-    hard as one of a small cluster.
-    """
-    a = check(adjacency)
-    d = a.sum(axis=1)
-    root = 1.0 / np.sqrt(np.where(d > 0, d, 1.0))
-    return _hollow(a * np.outer(root, root))
 
 
 def degrees(adjacency: Array) -> Float:
@@ -203,10 +179,31 @@ def largest_step(adjacency: Array, sizes: Sequence[float]) -> float:
     return 1.0 / pull if pull > 0 else math.inf
 
 
-def full_step(adjacency: Array, sizes: Sequence[float]) -> Float:
-    """Return the graph scaled so that η = 1 is ``largest_step``; one without edges as it is."""
-    a, bound = check(adjacency), largest_step(adjacency, sizes)
-    return a * bound if math.isfinite(bound) else a
+def self_weighted(weights: Array, sizes: Sequence[float]) -> Float:
+    """Return ``a_kl = ñ_k ñ_l w_kl / c``, with ``c`` the largest ``ñ_k + Σ_l w_kl ñ_l`` of a part.
+
+    A part is a set of connected clients, and each has its own c: clients that nothing joins don't
+    hold each other's steps down. Every client counts itself at weight 1, so that with weights of 1
+    this is ``size_weighted``, whose step η = 1 is the weighted mean; with smaller ones η = 1 leaves
+    each client at least its own share.
+
+    Args:
+        weights: An adjacency of weights in [0, 1].
+        sizes: Example counts.
+
+    Raises:
+        AggregationError: The weights are no adjacency or beyond 1, or the sizes don't fit.
+    """
+    w, relative = check(weights), relative_sizes(sizes)
+    if len(w) != len(relative):
+        raise AggregationError(f"{len(relative)} sizes for a graph of {len(w)} clients")
+    if (w > 1).any():
+        raise AggregationError(f"weights must not exceed 1, got {w.max()}")
+    total = relative + w @ relative
+    _, part = connected_components(csr_matrix(w), directed=False)
+    largest = np.zeros(len(w))
+    np.maximum.at(largest, part, total)
+    return _hollow(w * np.outer(relative, relative) / largest[part][:, None])
 
 
 def pulls(adjacency: Array, sizes: Sequence[float], eta: float) -> Float:

@@ -67,8 +67,19 @@ def footprint(loaded: LoadedModel, device: str = "cpu") -> Footprint:
     return Footprint(shape_of(loaded, device), dict(frozen), head)
 
 
+def step(batch: int, length: int, device: str = "cpu") -> Load:
+    """Return a training step; arguments are ``predicted``'s."""
+    return Load(batch, length, slack=HEAP_SLACK if device == "cpu" else 0.0)
+
+
 def predicted(
-    loaded: LoadedModel, batch: int, length: int, *, adapter: int = 0, device: str = "cpu"
+    loaded: LoadedModel,
+    batch: int,
+    length: int,
+    *,
+    adapter: int = 0,
+    ranks: int = 0,
+    device: str = "cpu",
 ) -> Memory:
     """Return the bytes that a process holds at its peak while it trains an adapter on a model.
 
@@ -81,20 +92,21 @@ def predicted(
         batch: Rows of a step.
         length: Tokens of its longest row.
         adapter: Parameters of the adapter.
+        ranks: The sum of its modules' ranks.
         device: ``"cpu"`` or ``"cuda"``.
 
     Raises:
         ModelError: As in ``footprint``.
     """
     found = footprint(loaded, device)
-    cpu = device == "cpu"
     return predict(
         found.frozen,
         found.shape,
-        Load(batch, length, slack=HEAP_SLACK if cpu else 0.0),
+        step(batch, length, device),
         head=found.head,
         adapter=adapter,
-        workspace=PROCESS_BYTES if cpu else 0,
+        ranks=ranks,
+        workspace=PROCESS_BYTES if device == "cpu" else 0,
     )
 
 

@@ -19,7 +19,9 @@ class Budget:
     Attributes:
         memory: The whole training process.
         state: What is trained: adapter and head with gradients and moments.
-        uplink: What one round sends up: the adapter's tensors, and the head's.
+        uplink: The message that a round's training is answered with: the adapter's tensors, the
+            head's, and what stands beside them. What is told apart from a trained model, a
+            fingerprint or losses, does not count, nor does a note of trouble (out of memory).
     """
 
     memory: int | None = None
@@ -46,14 +48,19 @@ class Allowance:
 class Grant:
     """What one client may spend on its adapter, and who says so.
 
+    A method that gives a client one rank uses that rank whatever its device's uplink and trainable
+    state: there the grant says what the rank costs, and only memory was checked.
+
     Attributes:
         params: Adapter parameters ``Σ r (d_out + d_in)``.
         by: The limit that binds; ``"lora.rank"`` where the client's own rank says it: without a
             device, on a device without limits, and for methods that give a client one rank.
         device: Name of the device.
         each: Parameters by limit: with memory far above the others, memory does not bind.
-        resting: Memory predicted without an adapter; each parameter adds ``STATE_BYTES``. None
-            without a device, if the model's shape is not known.
+        resting: Memory predicted without an adapter; ``memory`` adds the adapter's. None without a
+            device, if the model's shape is not known.
+        rank_bytes: What a rank of a module holds of ``A x`` beside its parameters.
+        ranks: The most that the modules' ranks can sum to.
     """
 
     params: int
@@ -61,12 +68,42 @@ class Grant:
     device: str | None = None
     each: Mapping[Limit, int] = field(default_factory=dict)
     resting: Memory | None = None
+    rank_bytes: int = 0
+    ranks: int = 0
+
+    @property
+    def needs(self) -> int | None:
+        """The bytes that training holds at most, the whole grant spent; None if not known."""
+        return self.memory(self.params, self.ranks)
+
+    def memory(self, params: int, ranks: int) -> int | None:
+        """Return the bytes predicted for an adapter; None if the model's shape is not known.
+
+        Args:
+            params: Its parameters.
+            ranks: The sum of its modules' ranks.
+        """
+        if self.resting is None:
+            return None
+        bare = self.resting.total - self.resting.adapter
+        return bare + STATE_BYTES * params + self.rank_bytes * ranks
 
 
 def allowance(
-    budget: Budget, resting: Memory, *, head: int = 0, value_bytes: int = 4, sends_head: bool = True
+    budget: Budget,
+    resting: Memory,
+    *,
+    head: int = 0,
+    value_bytes: int = 4,
+    sends_head: bool = True,
+    rank_bytes: int = 0,
+    narrowest: int = 1,
+    overhead: int = 0,
 ) -> Allowance:
     """Return how many adapter parameters a budget leaves.
+
+    However the parameters are dealt to modules, no limit is exceeded: for memory each is taken for
+    one of the narrowest module, which has the most ranks, and the most ``A x``, to a parameter.
 
     Args:
         budget: The device's limits.
@@ -74,17 +111,21 @@ def allowance(
         head: Parameters of the trained head.
         value_bytes: Bytes a parameter has on the wire.
         sends_head: Whether the head travels too.
+        rank_bytes: What a rank of a module holds beside its parameters (``memory.rank_bytes``).
+        narrowest: The smallest ``d_out + d_in`` of the adapted modules.
+        overhead: Bytes of a message beside its values: names, headers, what is reported.
 
     Raises:
         ConfigError: A limit is used up before the adapter has a parameter.
     """
     each: dict[Limit, int] = {}
     if budget.memory is not None:
-        each["memory"] = (budget.memory - (resting.total - resting.adapter)) // STATE_BYTES
+        room = budget.memory - (resting.total - resting.adapter)
+        each["memory"] = room * narrowest // (STATE_BYTES * narrowest + rank_bytes)
     if budget.state is not None:
         each["state"] = budget.state // STATE_BYTES - head
     if budget.uplink is not None:
-        each["uplink"] = budget.uplink // value_bytes - (head if sends_head else 0)
+        each["uplink"] = (budget.uplink - overhead) // value_bytes - (head if sends_head else 0)
     for limit, params in each.items():
         if params <= 0:
             given = getattr(budget, limit)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from atlas_flwr.errors import ConfigError
 
 STATE_BYTES = 16  # float32: value 4, gradient 4, AdamW's moments 8
+GRADIENT_BYTES = 4  # float32: of each entry of a frozen weight, where its gradient is measured
 
 # Two numbers of a training process on a CPU that follow from no shape. Both were taken once, on
 # MiniLM at 16 × 128 (Linux, glibc, PyTorch's CPU wheel) by ``benchmarks.memory``, and are used on
@@ -155,6 +156,16 @@ def predict(
         activations=math.ceil(values * load.value_bytes),
         workspace=workspace + math.ceil(values * load.value_bytes * load.slack),
     )
+
+
+def rank_bytes(load: Load) -> int:
+    """Return the bytes that one rank of one module holds of ``A x``, with the allocator's slack.
+
+    A rank adds them to ``STATE_BYTES`` for each of its ``d_out + d_in`` parameters. They are
+    rounded up, so that ranks taken one by one are never told less than ``predict`` tells.
+    """
+    values = load.batch * load.length * load.value_bytes
+    return math.ceil(values) + math.ceil(values * load.slack)
 
 
 def _check(name: str, value: float) -> None:

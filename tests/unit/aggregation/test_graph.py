@@ -27,9 +27,8 @@ GRAPHS = {
     "random": graph.random(9, np.random.default_rng(1), 0.5),
     "size weighted": graph.size_weighted(SIZES),
     "size weighted in clusters": graph.size_weighted(SIZES, CLUSTERS),
-    "sized": graph.sized(graph.rbf(DISTANCES), SIZES),
+    "self-weighted": graph.self_weighted(graph.rbf(DISTANCES), SIZES),
     "within": graph.within(graph.rbf(DISTANCES), CLUSTERS, 0.1),
-    "normalised": graph.normalised(graph.rbf(DISTANCES)),
 }
 
 
@@ -88,13 +87,39 @@ def test_the_size_weighted_step_is_the_weighted_mean_in_each_cluster():
     np.testing.assert_allclose(step, oracle, rtol=1e-12, atol=1e-15)
 
 
-def test_sized_edges_leave_the_clients_own_size_out_of_its_step():
-    a, relative = graph.rbf(DISTANCES), np.array(SIZES) / np.mean(SIZES)
-    by_size = graph.sized(a, SIZES)
-    np.testing.assert_allclose(graph.pulls(by_size, SIZES, 0.1), 0.1 * a * relative, rtol=1e-12)
-    assert graph.largest_step(by_size, SIZES) > graph.largest_step(a, SIZES)
-    whole = graph.sized(graph.complete(9) * 8 / 9, SIZES)
-    np.testing.assert_allclose(whole, graph.size_weighted(SIZES), rtol=1e-12)
+def test_with_weights_of_one_self_weighted_is_the_weighted_mean():
+    ones = (graph.complete(9) * 8).round()
+    np.testing.assert_allclose(
+        graph.self_weighted(ones, SIZES), graph.size_weighted(SIZES), rtol=1e-12
+    )
+    inside = graph.self_weighted(graph.within(ones, CLUSTERS), SIZES)
+    np.testing.assert_allclose(inside, graph.size_weighted(SIZES, CLUSTERS), rtol=1e-12)
+
+
+def test_parts_of_a_graph_don_t_know_of_each_other():
+    whole = graph.self_weighted(graph.within(graph.rbf(DISTANCES), CLUSTERS), SIZES)
+    for label in dict.fromkeys(CLUSTERS):
+        at = [k for k, own in enumerate(CLUSTERS) if own == label]
+        own = graph.self_weighted(graph.rbf(DISTANCES)[np.ix_(at, at)], [SIZES[k] for k in at])
+        # Shares are of one's own size, so a mean size that differs drops out.
+        shares = graph.pulls(whole, SIZES, 1.0)[np.ix_(at, at)]
+        np.testing.assert_allclose(shares, graph.pulls(own, [SIZES[k] for k in at], 1.0))
+
+
+def test_at_the_whole_step_every_client_keeps_at_least_its_own_share():
+    a = graph.self_weighted(graph.rbf(DISTANCES), SIZES)
+    kept = 1 - graph.pulls(a, SIZES, 1.0).sum(axis=1)
+    assert (kept >= np.array(SIZES) / sum(SIZES) - 1e-12).all()
+    pair = graph.pulls(graph.self_weighted(np.array([[0, 0.5], [0.5, 0]]), [1, 1]), [1, 1], 1.0)
+    np.testing.assert_allclose(pair, [[0, 1 / 3], [1 / 3, 0]])  # w / (1 + w)
+
+
+def test_infinite_distances_are_no_edges_and_no_bandwidth():
+    far = DISTANCES.copy()
+    far[0, 1:] = far[1:, 0] = np.inf
+    a = graph.rbf(far)
+    assert not a[0].any()
+    np.testing.assert_array_equal(a[1:, 1:], graph.rbf(DISTANCES[1:, 1:]))
 
 
 def test_a_random_graph_is_its_generators_and_has_its_density():
@@ -113,17 +138,10 @@ def test_within_cuts_or_weakens_what_crosses():
     np.testing.assert_array_equal(graph.within(a, CLUSTERS, 1.0), a)
 
 
-def test_normalised_edges_are_in_units_of_their_ends():
-    a = graph.rbf(DISTANCES)
-    d = a.sum(axis=1)
-    np.testing.assert_allclose(graph.normalised(a), a / np.sqrt(np.outer(d, d)), rtol=1e-12)
-
-
 def test_without_edges_any_step_is_allowed():
     assert graph.largest_step(np.zeros((2, 2)), [1, 2]) == math.inf
     assert not graph.complete(1).any()
     assert graph.knn(np.zeros((1, 1)), 3).shape == (1, 1)
-    assert not graph.normalised(np.zeros((3, 3))).any()
 
 
 BAD = {
@@ -142,7 +160,8 @@ BAD = {
     "labels for": lambda: graph.within(graph.complete(2), "aaa"),
     "sizes must": lambda: graph.largest_step(graph.complete(2), [1, 0]),
     "3 sizes for": lambda: graph.largest_step(graph.complete(2), [1, 1, 1]),
-    "1 sizes for": lambda: graph.sized(graph.complete(2), [1]),
+    "1 sizes for": lambda: graph.self_weighted(graph.complete(2), [1]),
+    "must not exceed 1": lambda: graph.self_weighted(2 * graph.complete(2), [1, 1]),
     "eta must lie": lambda: graph.pulls(graph.complete(2), [1, 1], -0.1),
     r"eta must .* nan": lambda: graph.pulls(graph.complete(2), [1, 1], math.nan),
 }

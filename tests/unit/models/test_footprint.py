@@ -25,8 +25,8 @@ from transformers import (
 from atlas_flwr.errors import ModelError
 from atlas_flwr.models.adapter_io import initial_parts, write_parts
 from atlas_flwr.models.backbone import LoadedModel, ModelSpec, load
-from atlas_flwr.models.footprint import footprint, predicted, shape_of
-from atlas_flwr.ranks.memory import HEAP_SLACK, PROCESS_BYTES, Load, Shape, predict
+from atlas_flwr.models.footprint import footprint, predicted, shape_of, step
+from atlas_flwr.ranks.memory import HEAP_SLACK, PROCESS_BYTES, Load, Shape, predict, rank_bytes
 
 WIDTH, INNER, HEADS, LAYERS = 96, 256, 4, 3
 _HF = {
@@ -147,6 +147,14 @@ def test_the_prediction_of_a_cpu_has_a_process_and_its_heap(opened: Any) -> None
     assert cpu.workspace == pytest.approx(PROCESS_BYTES + HEAP_SLACK * cpu.activations, abs=1)
     assert (cuda.workspace, cuda.adapter) == (0, 0)
     assert cuda.activations < cpu.activations
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_rank_s_activations_are_in_the_prediction(opened: Any, device: str) -> None:
+    loaded = opened("bert")
+    more = predicted(loaded, 4, 32, ranks=50, device=device).total
+    more -= predicted(loaded, 4, 32, device=device).total
+    assert more == pytest.approx(50 * rank_bytes(step(4, 32, device)), abs=50)
 
 
 def test_a_number_that_is_missing_is_named(opened: Any) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from atlas_flwr.errors import ConfigError
-from atlas_flwr.ranks.budget import Budget, allowance, cost, rank_costs
-from atlas_flwr.ranks.memory import STATE_BYTES, Load, Shape, predict
+from atlas_flwr.ranks.budget import Budget, Grant, allowance, cost, rank_costs
+from atlas_flwr.ranks.memory import STATE_BYTES, Load, Shape, predict, rank_bytes
 
 MINILM = Shape(layers=6, width=384, inner=1536, heads=12)
 LOAD = Load(batch=16, length=32)
@@ -90,6 +93,51 @@ def test_an_adapter_of_the_allowance_fits_each_budget_and_one_more_does_not():
     fits = predict(FROZEN, MINILM, LOAD, head=770, adapter=params)
     more = predict(FROZEN, MINILM, LOAD, head=770, adapter=params + 1)
     assert fits.total <= limit.memory < more.total
+
+
+@given(
+    load=st.builds(
+        Load, st.integers(1, 64), st.integers(1, 512), slack=st.sampled_from([0.0, 0.37, 0.5])
+    ),
+    costs=st.lists(st.integers(2, 2000), min_size=1, max_size=8),
+    room=st.integers(10**6, 10**8),
+    seed=st.integers(0, 99),
+)
+def test_whatever_ranks_spend_the_allowance_the_memory_is_not_exceeded(load, costs, room, seed):
+    """However the parameters are dealt to modules, ``A x`` of each rank is paid for."""
+    fixed = {"head": 770, "workspace": 10**6}
+    resting, each = predict(FROZEN, MINILM, load, **fixed), rank_bytes(load)
+    limit = Budget(memory=resting.total + room)
+    params = allowance(limit, resting, rank_bytes=each, narrowest=min(costs)).params
+    ranks, left, rng = 0, params, np.random.default_rng(seed)
+    while fitting := [c for c in costs if c <= left]:
+        one = int(rng.choice(fitting))
+        times = int(rng.integers(1, left // one, endpoint=True))
+        ranks, left = ranks + times, left - times * one
+    used = params - left
+    told = predict(FROZEN, MINILM, load, **fixed, adapter=used, ranks=ranks).total
+    assert told <= limit.memory
+    grant = Grant(params, resting=resting, rank_bytes=each, ranks=params // min(costs))
+    assert told <= grant.memory(used, ranks) <= told + 2 * ranks  # rounded up, rank by rank
+    assert grant.memory(used, ranks) <= grant.needs <= limit.memory
+
+
+def test_a_rank_holds_a_value_of_each_token_and_its_slack():
+    load = Load(batch=16, length=128, slack=0.37)
+    one = predict(FROZEN, MINILM, load).total
+    assert rank_bytes(load) == 16 * 128 * 4 + 3032  # 0.37 of 8192, rounded up
+    assert predict(FROZEN, MINILM, load, ranks=48).total == pytest.approx(
+        one + 48 * rank_bytes(load), abs=48
+    )
+    assert Grant(5).needs is None  # nothing is known of the model
+
+
+def test_names_and_headers_are_paid_out_of_the_uplink():
+    resting = predict(FROZEN, MINILM, LOAD)
+    seen = allowance(Budget(uplink=100_000), resting, head=770, overhead=20_000)
+    assert seen.params == 20_000 - 770
+    with pytest.raises(ConfigError, match="20000 bytes of uplink leave nothing"):
+        allowance(Budget(uplink=20_000), resting, overhead=20_000)
 
 
 BAD = {

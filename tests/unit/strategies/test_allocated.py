@@ -11,6 +11,7 @@ from atlas_flwr.ranks.budget import Grant
 from atlas_flwr.types import Report, Update
 from federations import ALL, MIXED, MODULES, TASKS, initial, of_rank, setting
 from players import crew, opened, play
+from strategies.allocated import Allocated
 from strategies.registry import STRATEGIES, build, widest_rank
 
 COST = {module: sum(shape) for module, shape in MODULES.items()}
@@ -119,12 +120,10 @@ def test_who_tells_no_gradients_is_refused() -> None:
 
 
 def test_only_methods_that_allocate_ask_for_wide_factors() -> None:
-    assert {name for name in STRATEGIES if widest_rank(name, {})} == {
-        "atlas",
-        "atlas_no_laplacian",
-        "atlas_cluster_mean",
-        "atlas_uniform_rank",
-    }
+    allocating = {name for name in STRATEGIES if widest_rank(name, {})}
+    assert allocating == {n for n, method in STRATEGIES.items() if issubclass(method, Allocated)}
+    assert {"atlas", "oracle_cluster", "atlas_no_laplacian"} < allocating
+    assert not {"fedavg", "cluster_fedavg", "mira", "local_only"} & allocating
     assert widest_rank("atlas", {"ranks": "fixed"}) == 0
     assert widest_rank("atlas", {"max-rank": 7}) == 7
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from federations import ALL, EQUAL, MIXED, ROWS, TASKS, believed, of_rank, setting, widest
-from players import crew, play, rounds
-from strategies.registry import build
+from players import crew, opened, play, rounds
+from strategies.registry import STRATEGIES, build
 
 LAST = (1, 2, 4)  # a cohort that leaves some of each task out
 
 
 def test_no_step_is_local_training_to_the_bit() -> None:
     """With nothing averaged before it, the graph step at η = 0 changes nothing at all."""
-    graph, alone = widest("oracle_cluster", eta=0.0), widest("local_only")
+    graph, alone = widest("oracle_cluster", eta=0.0, ranks="fixed"), widest("local_only")
     players, others = crew(alone), crew(graph)
     local = play(alone, [ALL, LAST, ALL], players)
     state = play(graph, [ALL, LAST, ALL], others)
@@ -30,10 +30,10 @@ def test_no_step_is_local_training_to_the_bit() -> None:
 
 def test_the_whole_step_is_the_tasks_mean_product() -> None:
     """At equal ranks that hold it, against dense sums; heads are the tasks' mean heads."""
-    method = of_rank("oracle_cluster", [16] * 6)
+    method = of_rank("oracle_cluster", [16] * 6, eta=1.0, ranks="fixed")
     players = crew(method)
     state = next(iter(rounds(method, [ALL], players)))
-    free = of_rank("oracle_cluster", [16] * 6, eta=0.0)
+    free = of_rank("oracle_cluster", [16] * 6, eta=0.0, ranks="fixed")
     trained = play(free, [ALL], crew(free))
     for task in ("a", "b"):
         members = [p for p in ALL if TASKS[p] == task]
@@ -54,7 +54,7 @@ def test_the_whole_step_is_the_tasks_mean_product() -> None:
 def test_a_step_brings_the_clients_of_a_task_nearer_and_no_others() -> None:
     spread = {}
     for eta in (0.0, 0.3, 0.7, 1.0):
-        method = of_rank("oracle_cluster", [16] * 6, eta=eta)
+        method = of_rank("oracle_cluster", [16] * 6, eta=eta, ranks="fixed")
         state = play(method, [ALL], crew(method))
         dense = [believed(method, state, p)["m.q"] for p in ALL]
         spread[eta] = np.linalg.norm(dense[0] - dense[1])
@@ -62,7 +62,7 @@ def test_a_step_brings_the_clients_of_a_task_nearer_and_no_others() -> None:
 
 
 def test_who_never_trained_keeps_its_start_and_pulls_nobody() -> None:
-    method, cohort = of_rank("oracle_cluster", EQUAL), [0, 1]
+    method, cohort = of_rank("oracle_cluster", EQUAL, eta=1.0, ranks="fixed"), [0, 1]
     state = play(method, [cohort], crew(method))
     initial = method.setting.initial_for(2)
     np.testing.assert_array_equal(
@@ -89,16 +89,28 @@ def test_clusters_differ_as_their_names_say() -> None:
 @pytest.mark.parametrize("name_", ["random_cluster", "atlas_one_cluster"])
 def test_label_spaces_are_never_joined(name_: str) -> None:
     own = setting("personal", MIXED, {"a": 2, "b": 3})
-    clusters = build(name_, {}, own).start().clusters
+    method = build(name_, {}, own)
+    clusters = opened(method, crew(method)).clusters
     joined = {(clusters[p], own.num_labels[TASKS[p]]) for p in ALL}
     assert len(joined) == len(set(clusters.values()))
 
 
 def test_the_share_that_was_cut_is_told_by_rank() -> None:
-    method = widest("oracle_cluster")
+    method = widest("oracle_cluster", ranks="fixed")
     measured = play(method, [ALL], crew(method)).measured
     assert measured.step_loss is not None
     assert set(measured.step_loss) == {str(rank) for rank in MIXED}
     shares = [measured.step_loss[str(rank)] for rank in sorted(set(MIXED))]
     assert all(share is not None and 0 <= share <= 1 for share in shares)
     assert shares[0] > shares[-1]  # the lowest rank cuts most
+
+
+def test_a_control_is_atlas_but_for_its_clusters() -> None:
+    """Where the clusters found are the tasks, the oracle's models are ATLAS's to the bit."""
+    found, told = widest("atlas"), widest("oracle_cluster")
+    state, oracle = (play(method, [ALL, LAST, ALL], crew(method)) for method in (found, told))
+    assert state.clusters == oracle.clusters
+    for p in ALL:
+        for module, product in believed(found, state, p).items():
+            np.testing.assert_array_equal(product, believed(told, oracle, p)[module])
+    assert STRATEGIES["oracle_cluster"].options_type is STRATEGIES["atlas"].options_type

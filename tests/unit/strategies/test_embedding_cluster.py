@@ -37,7 +37,7 @@ def test_the_tasks_are_found_and_the_models_are_the_oracles(options: dict[str, o
 
 
 def test_the_job_asks_for_a_subspace_and_nothing_else() -> None:
-    method = widest(NAME, dimensions=5, rows="class_wise")
+    method = widest(NAME, dimensions=5, rows="class_wise", ranks="uniform")
     jobs = method.plan(method.start(), ALL) or []
     assert {job.action for job in jobs} == {"train.fingerprint"}
     assert [job.partition for job in jobs] == [*ALL]

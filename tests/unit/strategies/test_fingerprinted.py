@@ -66,6 +66,33 @@ def test_every_so_many_rounds_the_cohort_is_asked_again_and_all_are_clustered_an
     assert state.ranks == once.ranks
 
 
+def test_who_never_answers_stops_nobody() -> None:
+    """A client that is lost for good is asked whenever it is drawn; the others train on."""
+    method = of_rank("atlas", MIXED)
+    players, state = crew(method), method.start()
+    for number in (1, 2, 3):
+        state, actions = replace(state, round=number, phase=0), []
+        while jobs := method.plan(state, ALL):
+            actions.append((jobs[0].action, len(jobs)))
+            heard = [job for job in jobs if job.partition != 4]
+            state = method.merge(state, (players[job.partition].answer(job) for job in heard))
+            state = method.acknowledged(state, heard)
+        assert actions == [("train.fingerprint", 6 if number == 1 else 1), ("train", 5)]
+    assert sorted(state.sizes) == [0, 1, 2, 3, 5]
+
+
+def test_a_late_answer_does_not_delay_the_next_asking() -> None:
+    method = of_rank("atlas", MIXED, every=2)
+    _, asked = played(method, [ALL, [4], [0, 4], [1], [0]], crew(method), lose=[4])
+    assert asked == [(1, list(ALL)), (2, [4]), (3, [0, 4]), (5, [0])]
+
+
+def test_a_late_comer_unlike_all_others_is_a_cluster_of_its_own() -> None:
+    method = of_rank("atlas", MIXED)
+    state, _ = played(method, [[0, 1, 2], [0, 3]], crew(method), lose=[3, 4, 5])
+    assert state.clusters[3] not in {state.clusters[p] for p in (0, 1, 2)}
+
+
 def test_rows_that_change_change_the_cluster_when_asked_again() -> None:
     class Moving(Player):
         """A client of task a that has rows of task b after its first fingerprint."""

@@ -11,7 +11,7 @@ import pytest
 from atlas_flwr.errors import AggregationError, ConfigError
 from atlas_flwr.types import Array, Job, ModelParts, Report, Update
 from federations import ALL, EQUAL, MIXED, ROWS, TASKS, believed, of_rank
-from players import Player, crew, opened, play
+from players import Player, crew, opened, play, rounds
 from strategies.atlas import GRID
 from strategies.base import Method, State
 
@@ -63,14 +63,19 @@ def test_a_graph_of_neighbours_is_no_complete_one() -> None:
             assert not np.allclose(found[one], found[other]), (one, other)
 
 
-def test_the_largest_step_is_one() -> None:
-    """η = 1 leaves some client nothing of its own model, and no client less than nothing."""
-    method = of_rank("atlas", EQUAL, ranks="fixed", graph="rbf")
+@pytest.mark.parametrize("graph", ["rbf", "knn"])
+def test_at_the_whole_step_every_client_keeps_its_share_and_clusters_stay_apart(graph: str) -> None:
+    method = of_rank("atlas", EQUAL, ranks="fixed", **GRAPHS[graph])
     state = play(method, [ALL], crew(method))
-    graph = method.graph(state, list(ALL))
-    pull = graph.sum(axis=1) / (np.array(ROWS) / np.mean(ROWS))
-    assert pull.max() == pytest.approx(1.0)
-    assert not graph[:3, 3:].any()
+    found = method.graph(state, list(ALL))
+    kept = 1 - found.sum(axis=1) / (np.array(ROWS) / np.mean(ROWS))
+    assert (kept >= np.array(ROWS) / sum(ROWS)).all()
+    assert not found[:3, 3:].any()
+    if graph == "knn":  # one neighbour each: three clients have two edges, not three
+        assert [np.count_nonzero(np.triu(part)) for part in (found[:3, :3], found[3:, 3:])] == [
+            2,
+            2,
+        ]
 
 
 def test_steps_on_factors_products_and_b_alone_differ_and_agree_where_they_must() -> None:
@@ -141,7 +146,7 @@ def test_each_cluster_takes_the_step_that_loses_least() -> None:
     method, seen = of_rank("atlas", EQUAL, eta="auto", ranks="fixed"), list[Job]()
     state = played(method, {"a": 0.25, "b": 1.0}, seen)
     a, b = state.clusters[0], state.clusters[3]
-    assert dict(state.etas) == {a: 0.25, b: 1.0}
+    assert dict(state.etas) == {p: 0.25 if TASKS[p] == "a" else 1.0 for p in ALL}
     assert state.measured.eta == {str(a): 0.25, str(b): 1.0}
     assert state.measured.eta_loss is not None
     assert min(state.measured.eta_loss[str(a)], key=state.measured.eta_loss[str(a)].get) == "0.25"  # type: ignore[arg-type]
@@ -160,7 +165,7 @@ def test_the_models_to_score_are_those_after_each_step() -> None:
     training = [job for job in seen if job.action == "train"]
     scoring = [job for job in seen if job.action == "train.score"]
     assert [job.partition for job in training] == [job.partition for job in scoring] == list(ALL)
-    assert {job.options["hold-back"] for job in seen} == {0.2}
+    assert {job.options["hold-back"] for job in (*training, *scoring)} == {0.2}
     for job in scoring:
         assert (job.rows, len(job.choices), job.parts) == ("held", len(GRID), ModelParts())
     for eta, choice in zip(GRID, scoring[0].choices, strict=True):
@@ -183,6 +188,9 @@ def test_losses_that_are_none_are_refused() -> None:
         ({"variant": "factor"}, r"variant: 'factor' .*ranks = 'fixed'"),
         ({"variant": "ffa", "error-feedback": True}, r"error-feedback: variant 'ffa'"),
         ({"cross": 0.1}, r"cross: 0\.1, but a 'complete' graph"),
+        ({"neighbours": 2}, r"neighbours: 2, but the graph is 'complete'"),
+        ({"eta": "auto", "hold-back": 0.0}, r"hold-back: 0, but eta = 'auto'"),
+        ({"fingerprint": "rms_gradient", "clip": 1.0}, r"not for fingerprint = 'rms_gradient'"),
         ({"eta": "most"}, r"strategy\.options\.eta"),
         ({"eta": 1.5}, r"strategy\.options\.eta"),
     ],
@@ -192,3 +200,42 @@ def test_options_that_have_no_meaning_together_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         of_rank("atlas", EQUAL, **options)
+
+
+def test_rows_are_held_back_at_any_step_and_are_not_measured_either() -> None:
+    for options, share in (
+        ({}, None),
+        ({"hold-back": 0.3}, 0.3),
+        ({"eta": "auto"}, 0.2),
+        ({"eta": "auto", "hold-back": 0.1}, 0.1),
+    ):
+        method = of_rank("atlas", EQUAL, **options)
+        state = replace(method.start(), round=1)
+        first = (method.plan(state, ALL) or [])[0]
+        then = (method.plan(opened(method, crew(method)), ALL) or [])[0]
+        assert [first.action, then.action] == ["train.fingerprint", "train"]
+        assert first.options.get("hold-back") == then.options.get("hold-back") == share
+
+
+def test_a_step_is_kept_by_client_when_clusters_change_their_numbers() -> None:
+    method = of_rank("atlas", EQUAL, eta="auto", ranks="fixed")
+    state = played(method, {"a": 0.25, "b": 1.0}, [])
+    swapped = {p: 1 - cluster for p, cluster in state.clusters.items()}
+    later = replace(state, clusters=swapped)
+    assert [method.eta_of(later, p) for p in ALL] == [0.25] * 3 + [1.0] * 3
+
+
+def test_clients_that_wait_keep_their_models_and_pull_nobody() -> None:
+    cohorts = [ALL, (0, 1)]
+    models = {}
+    for absent in ("pull", "wait"):
+        method = of_rank("atlas", FREE, ranks="fixed", absent=absent, eta=1.0)
+        *_, first, second = rounds(method, cohorts, crew(method))
+        models[absent] = (stacked(method, first), stacked(method, second))
+    np.testing.assert_array_equal(models["pull"][0], models["wait"][0])
+    before, after = models["wait"]
+    np.testing.assert_array_equal(after[2], before[2])
+    np.testing.assert_array_equal(after[3:], before[3:])
+    # The two that were drawn have one model, their mean: client 2's old one pulls nobody.
+    np.testing.assert_allclose(after[0], after[1], atol=1e-6)
+    assert not np.allclose(models["pull"][1][0], after[0])

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from atlas_flwr.errors import AggregationError, ConfigError
 from atlas_flwr.ranks.allocate import allocate, backwards, shuffled, uniform
-from atlas_flwr.ranks.budget import Grant, cost, rank_costs
+from atlas_flwr.ranks.budget import Grant, cost
 from atlas_flwr.ranks.importance import mean_gains, utilities
 from atlas_flwr.seeding import rng_for
 from atlas_flwr.types import Array, LoraFactors, ModelParts, Scalar, Tensors
@@ -82,7 +82,7 @@ class Allocated(Asking):
                     "lora.rank-pattern: fixes ranks by module, which this strategy allocates; "
                     "remove it, or set strategy.options.ranks = 'fixed'"
                 )
-            least = sum(self._costs(partition).values())
+            least = sum(self.costs(partition).values())
             if (grant := self._grant(partition)).params < least:
                 raise ConfigError(
                     f"devices.profiles: '{grant.device}' affords {grant.params} adapter parameters "
@@ -113,7 +113,7 @@ class Allocated(Asking):
         ranks = state.ranks.get(partition)
         if ranks is None:
             return super().rank_label(state, partition)
-        costs = self._costs(partition)
+        costs = self.costs(partition)
         return round(cost(ranks, costs) / sum(costs.values()))
 
     # -------------------------------------------------------------- the ranks
@@ -164,7 +164,7 @@ class Allocated(Asking):
 
     def _ranks(self, partition: int, gains: Mapping[str, list[float]] | None) -> dict[str, int]:
         """Return the ranks of a client's modules: its whole budget, spent as the option says."""
-        costs, budget = self._costs(partition), self._grant(partition).params
+        costs, budget = self.costs(partition), self._grant(partition).params
         if gains is None:
             return uniform(costs, budget, self._tops(partition))
         match self.options.ranks:
@@ -176,23 +176,25 @@ class Allocated(Asking):
             case _:
                 return allocate(gains, costs, budget)
 
-    def _shapes(self, partition: int) -> dict[str, tuple[int, int]]:
+    def shapes(self, partition: int) -> dict[str, tuple[int, int]]:
+        """Return ``(d_out, d_in)`` of each adapted module."""
         adapter = self._widest(partition).adapter
         return {m: (f.b.shape[0], f.a.shape[1]) for m, f in adapter.items()}
 
     def _tops(self, partition: int) -> dict[str, int]:
-        shapes = self._shapes(partition)
+        shapes = self.shapes(partition)
         return {m: min(self.options.max_rank, *shape) for m, shape in shapes.items()}
 
-    def _costs(self, partition: int) -> dict[str, int]:
-        return rank_costs(self._shapes(partition))
+    def costs(self, partition: int) -> dict[str, int]:
+        """Return what one rank of each module costs in parameters that are trained and sent."""
+        return rankcosts(self.shapes(partition))
 
     def _grant(self, partition: int) -> Grant:
         """Return what a client may spend: what its own ranks cost, where no device says more."""
         if self.setting.grants:
             return self.setting.grants[partition]
         ranks = self.setting.initial_for(partition).ranks()
-        return Grant(cost(ranks, self._costs(partition)))
+        return Grant(cost(ranks, self.costs(partition)))
 
     def _facts(
         self, state: State, gains: Mapping[int, Mapping[str, list[float]]]
@@ -209,7 +211,7 @@ class Allocated(Asking):
 
     def _fact(self, state: State, partition: int) -> dict[str, Any]:
         grant, ranks = self._grant(partition), state.ranks[partition]
-        used = cost(ranks, self._costs(partition))
+        used = cost(ranks, self.costs(partition))
         memory = grant.memory(used, sum(ranks.values()))
         return {
             "device": grant.device,

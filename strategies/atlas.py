@@ -27,9 +27,9 @@ class StepOptions(GraphOptions):
     """η: 0 leaves every client alone, 1 goes as far as the graph allows, which is the cluster's
     weighted mean where it is complete. ``auto``: each cluster takes, round by round, the step whose
     models lose least on rows that its clients hold back from training."""
-    hold_back: Annotated[float, Field(ge=0, lt=1, strict=True)] | None = None
-    """Share of a client's training rows that it neither trains on nor measures. Absent: 0.2 under
-    ``auto``, which needs some, else 0; the same share at a number is the fair comparison."""
+    hold_back: Annotated[float, Field(ge=0, lt=1, strict=True)] | Literal["auto"] = "auto"
+    """Share of a client's training rows that it neither trains on nor measures. ``auto``: 0.2 where
+    η is chosen, which needs some, else 0; the same share at a number is the fair comparison."""
 
 
 class Stepping(Walking):
@@ -60,7 +60,8 @@ class Stepping(Walking):
     def _held(self) -> Mapping[str, Scalar]:
         """Return what a client is told of the rows it holds back; nothing where it holds none."""
         share = self.options.hold_back
-        share = (0.2 if self._auto else 0.0) if share is None else share
+        if share == "auto":
+            share = 0.2 if self._auto else 0.0
         return {"hold-back": share} if share else {}
 
     def job_options(self, state: State) -> Mapping[str, Scalar]:

@@ -156,7 +156,7 @@ class ClusterFedAvg(ClusterMeans, FingerprintClustered):
             return after
         tally = Tally(self.fold)
         for partition in known:
-            parts = self.model_for(before, partition).parts
-            tally.body(new.body_key(partition), parts.without("head"), 1.0)
-            tally.head(new.head_key(partition), parts.head, 1.0)
+            parts, rows = self.model_for(before, partition).parts, before.sizes.get(partition, 1)
+            tally.body(new.body_key(partition), parts.without("head"), rows)
+            tally.head(new.head_key(partition), parts.head, rows)
         return replace(after, bodies=tally.bodies(), heads=tally.heads())

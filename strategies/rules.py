@@ -79,6 +79,8 @@ def check_schema(job: Job, update: Update) -> None:
         raise WireError("num-examples: 0 rows can't weigh in a mean")
     for name, tensor in update.fingerprint.items():
         _check_finite(f"fingerprint {name}", tensor)
+        if name == "importance" and (tensor < 0).any():
+            raise WireError("fingerprint importance: singular values are not negative")
     _check_scales(job, update)
     _check_losses(job, update)
     got = update.parts.body() | dict(update.parts.head)

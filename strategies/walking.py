@@ -28,7 +28,7 @@ class GraphOptions(RankOptions):
     ``knn`` keeps of those each client's nearest ones. A client counts itself as one more
     neighbour at weight 1, so that weights of 1 are ``complete``'s."""
     neighbours: Annotated[int, Field(ge=1, strict=True)] = 3
-    """Clients that each one chooses under ``knn``."""
+    """Clients that each one chooses under ``knn``; the other graphs don't read it."""
     cross: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.0
     """Weight of edges between clusters of a label space, beside 1 for those inside
     (``rbf`` and ``knn``)."""
@@ -62,16 +62,17 @@ class Walking(Allocated):
                 f"strategy.options.error-feedback: variant '{options.variant}' keeps no tail; "
                 "remove it, or set variant = 'product'"
             )
-        if options.graph != "knn" and "neighbours" in options.model_fields_set:
-            raise ConfigError(
-                f"strategy.options.neighbours: {options.neighbours}, but the graph is "
-                f"'{options.graph}'; remove it, or set strategy.options.graph = 'knn'"
-            )
         if options.cross and options.graph == "complete":
             raise ConfigError(
                 f"strategy.options.cross: {options.cross}, but a 'complete' graph ends at its "
                 "clusters; set strategy.options.graph = 'rbf' or 'knn'"
             )
+
+    def costs(self, partition: int) -> dict[str, int]:
+        """Return what a rank of each module costs: B alone where A is frozen and drawn at home."""
+        if self.options.variant != "ffa":
+            return super().costs(partition)
+        return {module: d_out for module, (d_out, _) in self.shapes(partition).items()}
 
     # -------------------------------------------------------------- the graph
 

@@ -13,6 +13,7 @@ import pytest
 
 from atlas_flwr.engine.inline import InlineGrid
 from clients.base import FineTuneClient
+from clients.fingerprint import FingerprintClient
 from fakes import write_experiment
 from runs import Run
 from strategies import federation
@@ -220,3 +221,27 @@ def test_ctrl_c_leaves_what_was_measured(
     found = Run.read(tmp_path / "out")
     assert (found.summary["status"], found.summary["rounds_completed"]) == ("failed", 1)
     assert len(found.rounds) == 1
+
+
+def test_who_never_tells_its_fingerprint_stops_nobody(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = FingerprintClient.fit
+
+    def silent(self: FingerprintClient, parameters: Any, config: Any) -> Any:
+        if self.job.partition == 1:
+            raise RuntimeError("not telling")
+        return real(self, parameters, config)
+
+    monkeypatch.setattr(FingerprintClient, "fit", silent)
+    found = run(run=SKIP, strategy={"name": "atlas"})
+    assert found.summary["status"] == "completed"
+    rows = found.clients
+    assert {(r.partition, r.phase) for r in rows[rows.status != "ok"].itertuples()} == {
+        (1, "fingerprint")
+    }
+    assert [line["participants"] for line in found.rounds] == [[0, 2], [0, 2]]
+    assert sorted(json.loads((found.folder / "clusters.json").read_text())["clusters"]) == [
+        "0",
+        "2",
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import pytest
 
 from atlas_flwr.errors import AggregationError, ConfigError
 from atlas_flwr.types import Array, Job, ModelParts, Report, Update
-from federations import ALL, EQUAL, MIXED, ROWS, TASKS, believed, of_rank
+from federations import ALL, EQUAL, MIXED, MODULES, ROWS, TASKS, believed, of_rank
 from players import Player, crew, opened, play, rounds
 from strategies.atlas import GRID
 from strategies.base import Method, State
@@ -188,7 +189,6 @@ def test_losses_that_are_none_are_refused() -> None:
         ({"variant": "factor"}, r"variant: 'factor' .*ranks = 'fixed'"),
         ({"variant": "ffa", "error-feedback": True}, r"error-feedback: variant 'ffa'"),
         ({"cross": 0.1}, r"cross: 0\.1, but a 'complete' graph"),
-        ({"neighbours": 2}, r"neighbours: 2, but the graph is 'complete'"),
         ({"eta": "auto", "hold-back": 0.0}, r"hold-back: 0, but eta = 'auto'"),
         ({"fingerprint": "rms_gradient", "clip": 1.0}, r"not for fingerprint = 'rms_gradient'"),
         ({"eta": "most"}, r"strategy\.options\.eta"),
@@ -239,3 +239,15 @@ def test_clients_that_wait_keep_their_models_and_pull_nobody() -> None:
     # The two that were drawn have one model, their mean: client 2's old one pulls nobody.
     np.testing.assert_allclose(after[0], after[1], atol=1e-6)
     assert not np.allclose(models["pull"][1][0], after[0])
+
+
+def test_where_a_is_frozen_the_budget_is_spent_on_b() -> None:
+    for ranks in ("uniform", "importance"):
+        sizes = {}
+        for variant in ("product", "ffa"):
+            method = of_rank("atlas", EQUAL, variant=variant, ranks=ranks)
+            job = (method.plan(opened(method, crew(method)), ALL) or [])[0]
+            expected = {n: s for n, s in job.expects.items() if "lora" in n}
+            sizes[variant] = sum(math.prod(shape) for shape in expected.values())
+        # As much is sent up, but for the one step that no longer fits.
+        assert sizes["product"] - 96 < sizes["ffa"] <= 4 * sum(sum(s) for s in MODULES.values())

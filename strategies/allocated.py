@@ -187,7 +187,7 @@ class Allocated(Asking):
 
     def costs(self, partition: int) -> dict[str, int]:
         """Return what one rank of each module costs in parameters that are trained and sent."""
-        return rankcosts(self.shapes(partition))
+        return rank_costs(self.shapes(partition))
 
     def _grant(self, partition: int) -> Grant:
         """Return what a client may spend: what its own ranks cost, where no device says more."""

@@ -11,7 +11,6 @@ from atlas_flwr.apps.prepare import Prepared, prepare
 from atlas_flwr.config.devices import GB
 from atlas_flwr.config.schema import Config
 from atlas_flwr.ranks.budget import Grant
-from atlas_flwr.ranks.memory import STATE_BYTES
 from atlas_flwr.types import ModelParts
 from clients.site import deal
 
@@ -78,7 +77,7 @@ def _devices(config: Config, prepared: Prepared) -> Table:
         named.setdefault(grant.device or "", []).append(grant)
     for name, grants in named.items():
         profile = config.device_profiles[name]
-        needs = max(g.resting.total + STATE_BYTES * g.params for g in grants if g.resting)
+        needs = max(g.needs for g in grants if g.needs is not None)
         table.add_row(
             name,
             f"{needs / GB:.2f} of {_limit(profile.memory_gb, 'GB')}",

@@ -194,7 +194,7 @@ class Allocated(Asking):
         if self.setting.grants:
             return self.setting.grants[partition]
         ranks = self.setting.initial_for(partition).ranks()
-        return Grant(cost(ranks, self.costs(partition)))
+        return Grant(cost(ranks, rank_costs(self.shapes(partition))))
 
     def _facts(
         self, state: State, gains: Mapping[int, Mapping[str, list[float]]]

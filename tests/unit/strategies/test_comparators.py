@@ -13,7 +13,7 @@ from atlas_flwr.aggregation import graph
 from atlas_flwr.errors import AggregationError, ConfigError, WireError
 from atlas_flwr.seeding import rng_for
 from atlas_flwr.types import Array, Job
-from federations import ALL, EQUAL, TASKS, Dense, believed, distance, equal, of_rank, setting
+from federations import ALL, EQUAL, ROWS, TASKS, Dense, believed, distance, equal, of_rank, setting
 from players import Player, crew, first_round, opened, play, rounds
 from strategies.base import Method, Setting, State
 from strategies.registry import build
@@ -168,7 +168,7 @@ def test_a_new_cluster_begins_with_the_mean_of_what_its_members_held() -> None:
     new = method.merge(state, (players[job.partition].answer(job) for job in asked))
     for cluster in (0, 1):
         members = [p for p in ALL if swapped[p] == cluster]
-        mean = np.mean([held[p] for p in members], axis=0)
+        mean = np.average([held[p] for p in members], 0, [ROWS[p] for p in members])
         for p in members:
             got = method.model_for(new, p).parts.head["head.weight"]
             np.testing.assert_allclose(got, mean, rtol=1e-5)

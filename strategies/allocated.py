@@ -41,8 +41,8 @@ class PrintedRankOptions(RankOptions, FingerprintOptions):
     def _noise_hides_no_importance(self) -> Self:
         if self.noise and self.ranks not in ("uniform", "fixed"):
             raise ValueError(
-                f"noise covers the fingerprint and not the gradients that ranks = '{self.ranks}' "
-                "needs: set strategy.options.ranks = 'uniform'"
+                f"noise: {self.noise:g} covers the fingerprint and not the gradients that ranks = "
+                f"'{self.ranks}' needs; set strategy.options.ranks = 'uniform'"
             )
         return self
 

@@ -84,7 +84,7 @@ class Method:
                 "lora.rank / devices.profiles: this strategy averages LoRA factors of one rank, "
                 f"got ranks {ranks}; "
                 "set one rank, or a strategy.name that takes several: 'flexlora', 'flora', "
-                "'hetlora', 'rbla', 'raflora', 'ffa', 'fedsa', 'fedsb'"
+                "'hetlora', 'rbla', 'raflora', 'ffa', 'fedsa', 'fedsb', 'atlas'"
             )
         spaces = {self.setting.num_labels[task] for task in self.setting.tasks}
         if self.setting.head_policy == "shared" and len(spaces) > 1:

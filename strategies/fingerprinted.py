@@ -44,10 +44,11 @@ class FingerprintOptions(AskingOptions):
     @model_validator(mode="after")
     def _noise_needs_clip(self) -> Self:
         if self.noise and not self.clip:
-            raise ValueError("noise needs a clip: set strategy.options.clip too")
+            raise ValueError(f"noise: {self.noise:g} needs a clip; set strategy.options.clip too")
         if self.clip and self.fingerprint in ("mean_gradient", "rms_gradient"):
             raise ValueError(
-                f"clip and noise are not for fingerprint = '{self.fingerprint}'; set 'class_means'"
+                f"clip: {self.clip:g} is not for fingerprint = '{self.fingerprint}'; remove it, or "
+                "set strategy.options.fingerprint = 'class_means'"
             )
         return self
 

@@ -109,7 +109,7 @@ def build(name: str, options: dict[str, Any], setting: Setting) -> Method:
 def _one_line(name: str, method: type[Method], error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     if not first["loc"]:  # a pair of options, told by its validator
-        return f"strategy.options: {first['msg'].removeprefix('Value error, ')}"
+        return f"strategy.options.{first['msg'].removeprefix('Value error, ')}"
     key = str(first["loc"][0])
     path = f"strategy.options.{key}"
     if first["type"] == "extra_forbidden":

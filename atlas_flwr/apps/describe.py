@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from atlas_flwr.apps.catalogue import plain_table
-from atlas_flwr.apps.prepare import Prepared, prepare
+from atlas_flwr.apps.prepare import Prepared, prepare, resolve
 from atlas_flwr.config.devices import GB
 from atlas_flwr.config.schema import Config
 from atlas_flwr.ranks.budget import Grant
@@ -22,12 +24,19 @@ def describe_experiment(config: Config) -> RenderableType:
         UserError: Anything that would stop it, in one line.
     """
     prepared = prepare(config)
+    config = resolve(config)
     return Group(
         Text(f"{config.run.name}: nothing is wrong. This would run:", style="bold"),
         _facts(config, prepared),
         _clients(config, prepared),
         *([_devices(config, prepared)] if config.devices else []),
     )
+
+
+def _options(config: Config) -> str:
+    """Return the strategy's options as they would be written, defaults included."""
+    options = config.strategy.options.items()
+    return ", ".join(f"{key} = {json.dumps(value)}" for key, value in options)
 
 
 def _facts(config: Config, prepared: Prepared) -> Table:
@@ -38,7 +47,8 @@ def _facts(config: Config, prepared: Prepared) -> Table:
     cohort = f"{config.run.fraction:.0%} of {config.run.clients} clients"
     pattern = ", ".join(f"{end} = {r}" for end, r in config.lora.rank_pattern.items())
     for name, value in (
-        ("strategy", f"{config.strategy.name}, model.head = {setting.head_policy}"),
+        ("strategy", f"{config.strategy.name}, model.head = {config.model.head}"),
+        ("options", _options(config) or "none"),
         ("model", f"{config.model.name}, {config.model.adaptation}: {trained} numbers trained"),
         ("rounds", f"{config.run.rounds}, {cohort} each, seed {config.run.seed}"),
         ("engine", f"{config.engine.kind}, device {config.engine.device}"),

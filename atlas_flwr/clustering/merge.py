@@ -88,7 +88,7 @@ def merge_test(
         labels[at] = found + sum(c.k for c in choices)
         known = [float(value) for value in apart.reliability[at]]
         told = [value for value in known if not np.isnan(value)]
-        why = choice.why if spaces is None else f"Label space {space}: {choice.why}"
+        why = choice.why if spaces is None else f"Clients with {space} labels: {choice.why}"
         choices.append(
             replace(
                 choice,

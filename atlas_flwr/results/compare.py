@@ -112,9 +112,12 @@ def write_comparison(runs: Sequence[RunResult], out: Path) -> Comparison:
     """Write ``comparison.html``, ``.csv`` and ``.png`` into a folder.
 
     Raises:
-        ResultError: No run was given, or the folder can't be written.
+        ResultError: No run was given, or the folder holds a run or can't be written.
     """
     found = compare(runs)
+    # Its pictures would lie among the run's, and look like them.
+    if any((out / name).exists() for name in ("summary.json", "config.toml")):
+        raise ResultError(f"{out}: holds a run; name another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
         atomic_write(out / "comparison.csv", _csv(found))

@@ -17,7 +17,7 @@ from atlas_flwr.results.events import check_event
 from atlas_flwr.results.found import clusters_line
 from atlas_flwr.results.merges import last_merge
 from atlas_flwr.results.ranked import ranks_line
-from atlas_flwr.results.series import show, show_bytes, show_error, show_seconds
+from atlas_flwr.results.series import count, show, show_bytes, show_error, show_seconds
 from atlas_flwr.results.store import read_extra
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -119,8 +119,7 @@ class Progress:
         return Group(grid, Text.assemble("  ", curve, "  ", said))
 
     def _doing(self) -> str:
-        count = f"  {self.done}/{self.total} clients" if self.total else ""
-        return f"{self.phase}{count}"
+        return self.phase + (f"  {self.done}/{self.total} clients" if self.total else "")
 
     def _curve(self) -> str:
         unicode = (self.console.encoding or "").lower().startswith("utf")
@@ -135,8 +134,8 @@ class Progress:
         tasks = ", ".join(event["tasks"])
         self._say(
             f"{event['experiment']}: {event['strategy']} on {event['model']}, "
-            f"{event['clients']} clients, {event['rounds']} rounds, {event['engine']} engine, "
-            f"tasks {tasks}"
+            f"{count(event['clients'], 'client')}, {count(event['rounds'], 'round')}, "
+            f"{event['engine']} engine, tasks {tasks}"
         )
 
     def _on_phase(self, event: Mapping[str, Any]) -> None:
@@ -195,7 +194,7 @@ def results_table(summary: Mapping[str, Any]) -> RenderableType:
     total = (show(final["accuracy"], 4), "", "", "", show(final["loss"], 4))
     table.add_row("mean over tasks", *total, style="bold")
     table.add_row("worst client", show(final["worst_client_accuracy"], 4))
-    lines = [f"{summary['rounds_completed']} rounds in {show_seconds(summary['seconds'])}"]
+    lines = [f"{count(summary['rounds_completed'], 'round')} in {show_seconds(summary['seconds'])}"]
     moved = summary["bytes"]
     lines.append(f"{show_bytes(moved['up'])} up, {show_bytes(moved['down'])} down")
     if summary["peak_memory_mb"] is not None:

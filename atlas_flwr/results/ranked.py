@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_flwr.results.found import MOST, by_group, tally
-from atlas_flwr.results.series import PALETTE
+from atlas_flwr.results.series import PALETTE, count
 from atlas_flwr.results.shapes import Cells, Group, HeatMap, Scale, Scatter
 from atlas_flwr.results.svg_parts import Series
 
@@ -95,7 +95,7 @@ def memory_scatter(run: RunResult) -> Scatter | None:
     middle = float(np.median(ratios))
     caption = (
         f"Peak of each client in training, MB. Measured / predicted: {min(ratios):.2f} to "
-        f"{max(ratios):.2f}, median {middle:.2f}, {_clients(len(ratios))}. Dashed: as predicted."
+        f"{max(ratios):.2f}, median {middle:.2f}, {count(len(ratios), 'client')}. Dashed: as predicted."
     )
     title = "Predicted memory"
     return Scatter("predicted-memory", title, caption, ("predicted MB", "measured MB"), groups)
@@ -189,7 +189,3 @@ def _device(client: Told) -> str:
 
 def _total(row: Sequence[float | None]) -> float:
     return sum(value for value in row if value is not None) or 1.0
-
-
-def _clients(count: int) -> str:
-    return f"{count} client" + ("" if count == 1 else "s")

@@ -18,6 +18,7 @@ from atlas_flwr.results.plots import write_plots
 from atlas_flwr.results.provenance import without_home
 from atlas_flwr.results.record import KINDS
 from atlas_flwr.results.series import (
+    count,
     show,
     show_bytes,
     show_error,
@@ -103,13 +104,9 @@ def lead(run: RunResult) -> str:
     tasks = tasks_of(run)
     return (
         f"{s['strategy']} on {without_home(str(s['model']))}: "
-        f"{_count(clients, 'client')}, {_count(len(tasks), 'task')} ({', '.join(tasks)}), "
-        f"{_count(s['rounds_completed'], 'round')}, {s['engine']} engine, seed {s['seed']}."
+        f"{count(clients, 'client')}, {count(len(tasks), 'task')} ({', '.join(tasks)}), "
+        f"{count(s['rounds_completed'], 'round')}, {s['engine']} engine, seed {s['seed']}."
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _facts(run: RunResult) -> list[dict[str, str]]:
@@ -122,7 +119,7 @@ def _facts(run: RunResult) -> list[dict[str, str]]:
         _fact("Final accuracy", show(final["accuracy"]), "mean over tasks, full validation sets"),
         _fact("Worst client", show(final["worst_client_accuracy"]), "on its task's full set"),
         _fact("Moved", show_bytes(moved["up"] + moved["down"]), traffic),
-        _fact("Time", show_seconds(s["seconds"]), f"{s['rounds_completed']} of {planned} rounds"),
+        _fact("Time", show_seconds(s["seconds"]), f"{s['rounds_completed']} of {count(planned, 'round')}"),
         _fact("Peak memory", "–" if memory is None else show_bytes(memory * 1e6), "of one process"),
     ]
 

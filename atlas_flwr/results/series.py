@@ -143,6 +143,15 @@ def show_bytes(count: float) -> str:
     return f"{count:.0f} B"
 
 
+def count(number: int, noun: str) -> str:
+    """Return how many there are in words.
+
+    >>> count(1, "round"), count(3, "client")
+    ('1 round', '3 clients')
+    """
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def show_seconds(seconds: float) -> str:
     """Return a duration as people say it.
 

@@ -197,7 +197,7 @@ REFUSED: dict[str, tuple[str, Tree, str]] = {
     "no rank": (
         "fedavg",
         {"name": "room", "uplink-mb": 1},
-        r"device\.rank: 'room' .* strategy\.name = 'fedavg' gives no ranks by itself",
+        r"device\.rank: 'room' .* 'fedavg' gives no ranks by itself; .* strategy\.name = 'atlas'",
     ),
 }
 

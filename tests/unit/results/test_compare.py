@@ -59,3 +59,14 @@ def test_nothing_to_compare_and_unwritable_places_are_refused(run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultError, match="can't be written"):
         write_comparison([run], tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("held", ["summary.json", "config.toml"])
+def test_a_folder_that_holds_a_run_is_left_alone(make_run, tmp_path, held):
+    runs, out = [make_run("a"), make_run("b")], tmp_path / "out"
+    out.mkdir()
+    (out / held).write_text("{}")
+    with pytest.raises(ResultError) as refused:
+        write_comparison(runs, out)
+    assert str(refused.value) == f"{out}: holds a run; name another --out"
+    assert [path.name for path in out.iterdir()] == [held]

@@ -69,6 +69,16 @@ def test_a_live_display_in_a_terminal():
     assert "round 2/5" in out.getvalue()
 
 
+def test_one_round_is_a_round(run):
+    out = io.StringIO()
+    with Progress(Console(file=out)) as progress:
+        progress.handle(START | {"rounds": 1, "clients": 1})
+    assert "1 client, 1 round, ray engine" in out.getvalue()
+    out = io.StringIO()
+    print_results(Console(file=out), run.summary | {"rounds_completed": 1}, run.path)
+    assert "1 round in" in out.getvalue()
+
+
 def test_unknown_events_are_refused():
     with pytest.raises(ValueError, match="none of"):
         Progress(Console(file=io.StringIO())).handle({"event": "party"})

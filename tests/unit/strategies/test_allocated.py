@@ -103,7 +103,7 @@ def test_what_makes_no_sense_together_is_refused_with_a_remedy() -> None:
     build("atlas", {"ranks": "fixed"}, replace(patterned, initial=own))
     with pytest.raises(ConfigError, match=r"max-rank: 8 is below the rank 16 of partition 3"):
         of_rank("atlas", MIXED, **{"max-rank": 8})
-    with pytest.raises(ConfigError, match=r"noise covers the fingerprint.*'uniform'"):
+    with pytest.raises(ConfigError, match=r"options\.noise: 1 covers the fingerprint.*'uniform'"):
         of_rank("atlas", [4] * 6, noise=1.0, clip=1.0)
     of_rank("atlas", [4] * 6, noise=1.0, clip=1.0, ranks="uniform")
 

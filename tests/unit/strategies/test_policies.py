@@ -140,8 +140,8 @@ def test_mixed_ranks_are_refused_where_factors_are_averaged(name: str) -> None:
     assert "\n" not in str(refused.value)
     named = set(re.findall(r"'(\w+)'", str(refused.value)))
     takes = {other for other, method in STRATEGIES.items() if method.mixed_ranks}
-    # One learns from nobody; graphs are for personal models.
-    assert named == takes - {"local_only"} - ON_A_GRAPH
+    # One learns from nobody; of personal models on a graph ATLAS stands for all.
+    assert named == takes - {"local_only"} - ON_A_GRAPH | {"atlas"}
 
 
 def test_full_fine_tuning_is_refused_where_factors_are_merged(name: str) -> None:

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from atlas_flwr.errors import ResultError
 from atlas_flwr.results import page
-from atlas_flwr.results.figures import Chart, chart, colour, drawn
+from atlas_flwr.results.figures import Chart, chart, colour, drawn, placed
 from atlas_flwr.results.plots import STYLE, layout, paint, save
 from atlas_flwr.results.plots_lines import DASHES, shown_label
 from atlas_flwr.results.plots_maps import MARKERS
@@ -115,10 +115,10 @@ def write_comparison(runs: Sequence[RunResult], out: Path) -> Comparison:
         ResultError: No run was given, or the folder holds a run or can't be written.
     """
     found = compare(runs)
-    # Its pictures would lie among the run's, and look like them.
-    if any((out / name).exists() for name in ("summary.json", "config.toml")):
-        raise ResultError(f"{out}: holds a run; name another --out")
     try:
+        # Its pictures would lie among the run's, and look like them.
+        if any((out / name).exists() for name in ("summary.json", "config.toml")):
+            raise ResultError(f"{out}: holds a run; name another --out")
         out.mkdir(parents=True, exist_ok=True)
         atomic_write(out / "comparison.csv", _csv(found))
         atomic_write(out / "comparison.html", _html(found))
@@ -214,7 +214,7 @@ def _html(found: Comparison) -> str:
             {
                 "title": panel.title,
                 "text": f"Final accuracy: mean over tasks on their full validation sets. {_ERROR}",
-                "figures": _charts(panel),
+                "figures": placed(_charts(panel)),
                 "table": Table(columns, rows, frozenset({"strategy", "status"})),
                 "differences": Table(head, differences, frozenset(head), frozenset(head[1:])),
             }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -14,6 +14,7 @@ from atlas_flwr.results.series import (
     client_accuracies,
     cumulative_mb,
     curve,
+    kind_name,
     kinds_moved,
     peak_memory,
     tasks_of,
@@ -43,12 +44,13 @@ class LegendItem:
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart of a page."""
+    """One chart of a page; a lone one would leave the other half of its row empty."""
 
     title: str
     caption: str
     svg: Markup
     legend: Sequence[LegendItem]
+    lone: bool = False
 
     @property
     def wide(self) -> bool:
@@ -71,13 +73,21 @@ def found_figures(run: RunResult) -> list[Chart]:
     return [drawn(picture) for picture in insights(run)]
 
 
+def placed(charts: Sequence[Chart]) -> list[Chart]:
+    """Return charts of a page in two columns, the last without a neighbour as wide as both."""
+    narrow = [i for i, chart in enumerate(charts) if not chart.wide]
+    alone = narrow[-1] if len(narrow) % 2 else None
+    return [replace(chart, lone=True) if i == alone else chart for i, chart in enumerate(charts)]
+
+
 def drawn(picture: Picture) -> Chart:
     """Return a picture as a chart of the page."""
     heading = (picture.title, picture.caption)
     if isinstance(picture, LineFigure):
         return _lines(picture)
     if isinstance(picture, HeatMap):
-        legend = [LegendItem(text, shade) for text, shade in heat_key(picture)]
+        shades = [LegendItem(text, shade) for text, shade in heat_key(picture)]
+        legend = [LegendItem(f"{picture.legend}:", Markup("")), *shades]
         return Chart(*heading, Markup(heat_map(picture)), legend)
     if isinstance(picture, Columns):
         legend = _legend(kinds_key(picture.kinds), "dot")
@@ -157,6 +167,7 @@ def _bytes(run: RunResult) -> Chart:
     rounds = [r["round"] for r in run.rounds]
     stacks: dict[str, list[Series]] = {"up": [], "down": []}
     kinds = kinds_moved(run.rounds)
+    named = {kind: kind_name(run.rounds, kind) for kind in kinds}
     for way, stack in stacks.items():
         moved = cumulative_mb(run.rounds, way)
         for index, kind in enumerate(kinds):
@@ -166,9 +177,9 @@ def _bytes(run: RunResult) -> Chart:
                 for x, y in zip(rounds, heights, strict=True)
             ]
             points = list(zip(rounds, heights, strict=True))
-            stack.append(Series(kind, points, colour(index), 0, 0, labels))
+            stack.append(Series(named[kind], points, colour(index), 0, 0, labels))
     svg = mirror_chart("Bytes moved by kind", rounds, stacks["up"], stacks["down"])
-    caption = "MB so far by kind, as measured on the wire."
+    caption = "MB so far by kind, as measured on the wire; in the legend all of the kind's bytes."
     return Chart("Bytes", caption, Markup(svg), _legend(stacks["up"], "bar"))
 
 

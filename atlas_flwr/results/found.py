@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,8 @@ def similarity(run: RunResult) -> HeatMap | None:
     caption = _Z if kind == "z" else _SIMILARITY
     heading = ("similarity", "Similarity", caption, kind)
     scale, key = _scale(values, shades, kind, [block.limit for block in blocks])
-    return _square(heading, order, groups, (values, shades), (scale, key))
+    figure = _square(heading, order, groups, (values, shades), (scale, key))
+    return replace(figure, key=[*key, ("not comparable", None)]) if figure.gaps() else figure
 
 
 def graph(run: RunResult) -> HeatMap | None:
@@ -84,10 +85,16 @@ def graph(run: RunResult) -> HeatMap | None:
     values = [[edges[i][j] or None if i != j else None for j in at] for i in at]
     there = [value for row in values for value in row if value is not None]
     high = max(there, default=1.0)
-    caption = f"{len(there) // 2} edges: whose models are pulled together, and how strongly."
-    key: Key = [(f"{high:.3g}", high), ("no edge", None)]
+    caption = (
+        f"{len(there) // 2} edges: whose models are pulled together. At twice the weight a model "
+        "moves twice as far towards the other."
+    )
+    low = min(there, default=high)
+    key: Key = [(f"{value:.3g}", value) for value in dict.fromkeys((low, high))]
+    key.append(("no edge", None))
     heading = ("graph", "Graph", caption, "weight")
-    return _square(heading, order, groups, (values, values), (Scale(0.0, high), key))
+    square = _square(heading, order, groups, (values, values), (Scale(0.0, high), key))
+    return replace(square, unit="how strongly two models pull at each other", grey=False)
 
 
 def cluster_map(run: RunResult) -> Columns | None:
@@ -202,7 +209,7 @@ def _scale(
     if None in limits:
         names = ((low, "apart"), (high, "alike"))
         named: Key = [(f"{value:.3g}, {name}", shade) for (shade, value), name in names]
-        return Scale(low[0], high[0]), [*named, ("not comparable", None)]
+        return Scale(low[0], high[0]), named
     ends, colours = ("alike", "apart"), ("s0", "s1")
     if kind != "z":
         ends, colours = ends[::-1], colours[::-1]
@@ -215,7 +222,6 @@ def _scale(
         key.append((f"threshold {said}", 0.0))
     if high[0] > 0:
         key.append((f"{high[1]:.3g}, {ends[1]}", high[0]))
-    key.append(("not comparable", None))
     return Scale(min(low[0], 0.0), max(high[0], 0.0), 0.0, colours), key
 
 
@@ -238,7 +244,7 @@ def _square(
     whole = all(float(value).is_integer() for value in there)
     digits = 0 if whole else 1 if max(map(abs, there)) >= 2 else 2
     shown = (name, title, caption, names, names, values, *shades, what, groups, groups, digits)
-    return HeatMap(*shown, (kind, kind), shaded)
+    return HeatMap(*shown, (kind, kind), shaded, itself=kind == "client")
 
 
 def _by_groups(values: Cells, groups: Sequence[Group]) -> list[list[float | None]]:

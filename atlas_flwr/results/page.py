@@ -6,20 +6,22 @@ The markup closes every element, so the page is well-formed XML too.
 
 from __future__ import annotations
 
-from atlas_flwr.results.series import PALETTE, PALETTE_DARK
+from atlas_flwr.results.series import HEAT, HEAT_DARK, PALETTE, PALETTE_DARK
 
 
-def _variables(palette: tuple[str, ...]) -> str:
-    return "".join(f"--s{index}:{colour};" for index, colour in enumerate(palette))
+def _variables(palette: tuple[str, ...], heat: tuple[str, ...]) -> str:
+    named = {"s": palette, "h": heat}.items()
+    return "".join(f"--{k}{i}:{colour};" for k, them in named for i, colour in enumerate(them))
 
 
 CSS = (
     f":root{{color-scheme:light dark;--page:#fbfaf8;--card:#fff;--ink:#1d2126;--quiet:#6a717b;"
-    f"--rule:#e3e1dc;--good:#0b6b4d;--bad:#a93a10;{_variables(PALETTE)}}}"
+    f"--rule:#e3e1dc;--good:#0b6b4d;--bad:#a93a10;{_variables(PALETTE, HEAT)}}}"
     f"@media (prefers-color-scheme:dark){{:root{{--page:#14171a;--card:#1b1f23;--ink:#e9ebed;"
-    f"--quiet:#9aa2ac;--rule:#30363d;--good:#4fd1a5;--bad:#ff9466;{_variables(PALETTE_DARK)}}}}}"
+    f"--quiet:#9aa2ac;--rule:#30363d;--good:#4fd1a5;--bad:#ff9466;"
+    f"{_variables(PALETTE_DARK, HEAT_DARK)}}}}}"
     f"@media print{{:root{{--page:#fff;--card:#fff;--ink:#000;--quiet:#555;--rule:#ccc;"
-    f"{_variables(PALETTE)}}}}}"
+    f"{_variables(PALETTE, HEAT)}}}}}"
     """
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%}
@@ -54,9 +56,12 @@ svg text{fill:var(--quiet);font-size:12px;font-variant-numeric:tabular-nums}
 .grid{stroke:var(--rule);stroke-width:1}.axis{stroke:var(--ink);stroke-width:1}
 .fence{stroke:var(--quiet);stroke-width:1;stroke-dasharray:2 3}
 .wide .pan{overflow-x:auto}figure.wide{grid-column:1/-1}
+.gap{fill:var(--quiet);fill-opacity:.4}
+@media (min-width:861px),print{figure.lone{grid-column:1/-1;display:grid;column-gap:28px;
+grid-template-columns:2fr 3fr;grid-template-rows:auto auto auto 1fr}
+.lone>*{grid-column:1}.lone .pan{grid-column:2;grid-row:1/span 4}}
 .cell{stroke:var(--rule);stroke-width:1}.border{fill:none;stroke:var(--ink);stroke-width:1.2}
-svg text.name{fill:var(--ink)}svg text.number{fill:var(--ink);paint-order:stroke;
-stroke:var(--card);stroke-width:1.6px;stroke-opacity:.55}
+svg text.name{fill:var(--ink)}svg text.number{fill:var(--ink)}svg text.strong{fill:var(--card)}
 .line{fill:none;stroke-linejoin:round;stroke-linecap:round}
 .dot{stroke:var(--card);stroke-width:1}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:2px 16px;margin:0 0 8px;padding:0;
@@ -100,7 +105,8 @@ HEAD = """<!DOCTYPE html>
 
 MACROS = """
 {%- macro chart(figure) -%}
-<figure{% if figure.wide %} class="wide"{% endif %}><h3>{{ figure.title }}</h3>
+<figure{% if figure.wide %} class="wide"{% elif figure.lone %} class="lone"{% endif -%}
+><h3>{{ figure.title }}</h3>
 <figcaption>{{ figure.caption }}</figcaption>
 {%- if figure.legend %}<ul class="legend">{% for item in figure.legend -%}
 <li>{{ item.mark }}<span>{{ item.name }}</span></li>{% endfor %}</ul>{% endif -%}

@@ -31,6 +31,7 @@ from atlas_flwr.results.series import (
     client_accuracies,
     cumulative_mb,
     curve,
+    kind_name,
     kinds_moved,
     peak_memory,
     tasks_of,
@@ -199,7 +200,7 @@ def draw_bytes(axes: Axes, run: RunResult) -> None:
                 bottom=[sign * base for base in floor],
                 width=0.72,
                 color=PALETTE[index % len(PALETTE)],
-                label=kind if sign > 0 else None,
+                label=kind_name(run.rounds, kind) if sign > 0 else None,
             )
             floor = [base + height for base, height in zip(floor, heights, strict=True)]
     axes.axhline(0, color=INK, lw=1)
@@ -214,12 +215,13 @@ def draw_bytes(axes: Axes, run: RunResult) -> None:
 
 
 def draw_memory(axes: Axes, run: RunResult) -> None:
-    """The highest peak a client measured, by phase and round."""
+    """The highest peak a client measured, by phase and round, from 0: small steps stay small."""
     phases = peak_memory(run.clients)
     for index, (phase, points) in enumerate(phases.items()):
         line(axes, points, phase, PALETTE[index], MARKERS[index], DASHES[index % len(DASHES)])
     axes.set_ylabel("peak memory (MB)")
-    axes.margins(y=0.25)
+    if phases:
+        axes.set_ylim(0, 1.15 * max(y for points in phases.values() for _, y in points))
     finish(axes, "Peak memory of a client, by phase")
 
 

@@ -85,4 +85,6 @@ def finish(axes: Axes, title: str) -> None:
         axes.set_xlim(middle - 1, middle + 1)
     labels: Sequence[object] = axes.get_legend_handles_labels()[1]
     if labels:
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        # Long enough that dashes can be told apart.
+        long = 3.6 if axes.get_lines() else 2.0
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=long)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from atlas_flwr.results.found import MOST, by_group, tally
+from atlas_flwr.results.scatter import Scatter
 from atlas_flwr.results.series import PALETTE, count
-from atlas_flwr.results.shapes import Cells, Group, HeatMap, Scale, Scatter
+from atlas_flwr.results.shapes import Cells, Group, HeatMap, Scale
 from atlas_flwr.results.svg_parts import Series
 
 if TYPE_CHECKING:
@@ -61,8 +64,11 @@ def importance_map(told: Told) -> HeatMap | None:
     modules = _modules(importance[c] for c in order)
     rows = [[importance[c].get(module) for module in modules] for c in order]
     values = [[None if v is None else v / _total(row) for v in row] for row in rows]
-    caption = "Each module's share of its cluster's importance"
-    caption += "; ranks follow it." if told.get("how") == "importance" else "."
+    caption = "Each module's share of its cluster's importance."
+    if told.get("how") == "importance":
+        caption += (
+            " Ranks follow what each single rank of a module captures for its bytes, not this sum."
+        )
     return _by_module(
         ("importance", "Importance", caption, "share"), order, [], modules, values, "cluster"
     )
@@ -95,10 +101,16 @@ def memory_scatter(run: RunResult) -> Scatter | None:
     middle = float(np.median(ratios))
     caption = (
         f"Peak of each client in training, MB. Measured / predicted: {min(ratios):.2f} to "
-        f"{max(ratios):.2f}, median {middle:.2f}, {count(len(ratios), 'client')}. Dashed: as predicted."
+        f"{max(ratios):.2f}, median {middle:.2f}, {count(len(ratios), 'client')}. Measured is the "
+        "peak of the process so far; with the inline engine that is one process for all clients. "
+        "Dashed: as predicted."
     )
-    title = "Predicted memory"
-    return Scatter("predicted-memory", title, caption, ("predicted MB", "measured MB"), groups)
+    axes = ("predicted MB", "measured MB")
+    figure = Scatter("predicted-memory", "Predicted memory", caption, axes, groups)
+    if figure.places() == [list(group.points) for group in groups]:
+        return figure
+    moved = " Points that would hide each other are drawn a little apart."
+    return replace(figure, caption=caption + moved)
 
 
 def ranks_line(told: Told) -> str:
@@ -161,15 +173,30 @@ def _by_module(
         caption += f" Means over the modules of each layer: there are {len(modules)}."
         columns = []
     there = [value for row in values for value in row if value is not None]
-    low, high = min(there), max(there)
-    key: list[tuple[str, float | None]] = [(f"{low:.3g}", low)]
-    key += [(f"{high:.3g}", high)] if high > low else []
+    scale, key = _shades(there, log=what != "rank")
     key += [("no adapter", None)] if any(v is None for row in values for v in row) else []
-    scale, digits = Scale(0.0, high), 0 if whole else 1 if what == "rank" else 2
+    digits = 0 if whole else 1 if what == "rank" else 2
     return HeatMap(
         *(name, title, caption, rows, names, values, scale, key, what, groups, columns, digits),
         (side, other),
     )
+
+
+def _shades(there: Sequence[float], *, log: bool) -> tuple[Scale, list[tuple[str, float | None]]]:
+    """Return the shades of numbers, and the legend: their ends, on a log scale powers of ten."""
+    high = max(there)
+    positive = [value for value in there if value > 0]
+    if not log or not positive:
+        ends = dict.fromkeys((min(there), high))
+        return Scale(0.0, high), [(f"{value:.3g}", value) for value in ends]
+    low = min(positive)
+    powers = [10.0**n for n in range(math.ceil(math.log10(low)), math.ceil(math.log10(high)))]
+    inside = [power for power in powers if 2 * low < power < high / 2]
+    shown = dict.fromkeys((low, *inside[:: -(-len(inside) // 3) or 1], high))
+    key: list[tuple[str, float | None]] = [(f"{value:.2g}", value) for value in shown]
+    if len(positive) < len(there):
+        key[0] = (f"0 to {key[0][0]}", low)
+    return Scale(low, high, log=True), key
 
 
 def _modules(mappings: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from atlas_flwr.results import page
-from atlas_flwr.results.figures import found_figures, run_figures
+from atlas_flwr.results.figures import found_figures, placed, run_figures
 from atlas_flwr.results.merges import last_merge
 from atlas_flwr.results.plots import write_plots
 from atlas_flwr.results.provenance import without_home
@@ -85,8 +85,8 @@ def _content(run: RunResult) -> dict[str, Any]:
         "status": run.summary["status"],
         "lead": lead(run),
         "facts": _facts(run),
-        "figures": run_figures(run),
-        "found": found_figures(run),
+        "figures": placed(run_figures(run)),
+        "found": placed(found_figures(run)),
         "tasks": task_table(run.summary["final"]),
         "merge": merge_table(run.rounds),
         "clients": _client_table(run),
@@ -115,11 +115,12 @@ def _facts(run: RunResult) -> list[dict[str, str]]:
     planned = run.config.get("run", {}).get("rounds", s["rounds_completed"])
     traffic = f"{show_bytes(moved['up'])} up, {show_bytes(moved['down'])} down"
     memory = s["peak_memory_mb"]
+    went = f"{s['rounds_completed']} of {count(planned, 'round')}"
     return [
         _fact("Final accuracy", show(final["accuracy"]), "mean over tasks, full validation sets"),
         _fact("Worst client", show(final["worst_client_accuracy"]), "on its task's full set"),
         _fact("Moved", show_bytes(moved["up"] + moved["down"]), traffic),
-        _fact("Time", show_seconds(s["seconds"]), f"{s['rounds_completed']} of {count(planned, 'round')}"),
+        _fact("Time", show_seconds(s["seconds"]), went),
         _fact("Peak memory", "–" if memory is None else show_bytes(memory * 1e6), "of one process"),
     ]
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # dark pages. Lines also differ by dash, points by shape, so that grey print still tells them apart.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B07D00", "#3A9BDC", "#7A5AA6")
 PALETTE_DARK = ("#5CB3E8", "#FF8A4C", "#3CCB9F", "#E7A3CC", "#E8B93A", "#8FD0FF", "#B79CE0")
+# The strongest shades of heat maps: so far from the page that its colour can be read on them.
+HEAT, HEAT_DARK = ("#004C7A", "#963C00"), PALETTE_DARK[:2]
 Curve = list[tuple[int, float]]
 # Errors below this are rounding.
 ROUNDING = 1e-9
@@ -107,6 +109,12 @@ def kinds_moved(rounds: Sequence[dict[str, Any]]) -> list[str]:
     """Return the kinds that moved in either direction, in the contract's order."""
     moved = set(cumulative_mb(rounds, "up")) | set(cumulative_mb(rounds, "down"))
     return [kind for kind in KINDS if kind in moved]
+
+
+def kind_name(rounds: Sequence[dict[str, Any]], kind: str) -> str:
+    """Return a kind with all its bytes in rounds: its bar may be too thin to be seen."""
+    ways = ("by_kind_up", "by_kind_down")
+    return f"{kind}, {show_bytes(sum(r[way].get(kind, 0) for r in rounds for way in ways))}"
 
 
 def show(value: float | None, digits: int = 3) -> str:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import groupby
 
+from atlas_flwr.results.scatter import Scatter
 from atlas_flwr.results.svg_parts import Series
 
 Cells = Sequence[Sequence[float | None]]
-FAINT = 0.07  # the weakest shade that is still seen
+FAINT = 0.14  # the weakest shade that is still seen
+STRONG = 0.66  # a shade beyond which numbers are written in the page's colour
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,14 @@ class Scale:
         centre: Where one colour gives way to the other, the centre itself in the first; ``None``:
             there is one colour, faint at ``low``.
         colours: Up to the centre and above it; with no centre the first is used.
+        log: Shades go with the logarithm; ``low`` is positive, and zero as faint as it.
     """
 
     low: float
     high: float
     centre: float | None = None
     colours: tuple[str, str] = ("s0", "s1")
+    log: bool = False
 
     def shade(self, value: float) -> tuple[str, float]:
         """Return the colour and its strength from `FAINT` to 1.
@@ -69,14 +74,28 @@ class Scale:
         >>> Scale(0, 4).shade(4.0), Scale(-1, 8, 0).shade(2.0)[0]
         (('s0', 1.0), 's1')
         """
-        if self.centre is None:
+        if self.log:
+            far = math.log(max(value, self.low) / self.low)
+            colour, share = self.colours[0], _share(far, math.log(self.high / self.low))
+        elif self.centre is None:
             colour, share = self.colours[0], _share(value - self.low, self.high - self.low)
         else:
             above = value > self.centre
             end = self.high if above else self.low
             colour = self.colours[above]
-            share = math.sqrt(_share(abs(value - self.centre), abs(end - self.centre)))
+            far = abs(value - self.centre)
+            share = math.sqrt(_share(far, abs(end - self.centre))) if far else 0.0
         return colour, FAINT + (1 - FAINT) * share
+
+    def halves(self, value: float | None) -> list[float | None]:
+        """Return what a legend shows for a number: of a centre between two colours, both sides."""
+        if value is not None and value == self.centre and self.low < value < self.high:
+            return [value, math.nextafter(value, math.inf)]
+        return [value]
+
+    def strong(self, value: float) -> bool:
+        """Whether a number on this shade has to be in the page's colour to be read."""
+        return self.shade(value)[1] > STRONG
 
 
 @dataclass(frozen=True)
@@ -99,11 +118,14 @@ class HeatMap:
         values: One sequence a row; ``None`` is left empty.
         scale: Numbers to shades.
         key: ``(text, number)`` for the legend, ``None`` for an empty cell.
-        what: What a cell is called when pointed at.
+        what: What a cell is called when pointed at, and the legend.
         row_groups: Groups of rows, top to bottom; empty or all of them. ``column_groups`` as well.
         digits: Decimals of the text in a cell.
         sides: What rows and columns are, such as ``("client", "module")``.
         shades: What the scale (and ``key``) is about where that is not ``values`` themselves.
+        unit: More for the legend about what the numbers are.
+        itself: Rows and columns are the same: the diagonal is struck out.
+        grey: Empty cells are grey: a number is missing, and not a thing.
     """
 
     name: str
@@ -120,6 +142,30 @@ class HeatMap:
     digits: int = 0
     sides: tuple[str, str] = ("client", "client")
     shades: Cells | None = None
+    unit: str = ""
+    itself: bool = False
+    grey: bool = True
+
+    @property
+    def legend(self) -> str:
+        """What the legend is called."""
+        log = "log scale" if self.scale.log else ""
+        return ", ".join(text for text in (self.what, self.unit, log) if text)
+
+    def gaps(self) -> list[tuple[int, int, int]]:
+        """Return ``(row, first column, cells)`` of each stretch without a number.
+
+        The diagonal is none where it is struck out.
+        """
+        found = []
+        for i, row in enumerate(self.values):
+            missing = [v is None and not (self.itself and i == j) for j, v in enumerate(row)]
+            at = 0
+            for empty, cells in groupby(missing):
+                size = len(list(cells))
+                found += [(i, at, size)] if empty else []
+                at += size
+        return found
 
     @property
     def shaded(self) -> Cells:
@@ -128,6 +174,9 @@ class HeatMap:
 
     def text(self, value: float) -> str:
         """Return a cell's number as it is written into it."""
+        if self.scale.log and 0 < value < 0.095:
+            digits, _, power = f"{value:.0e}".partition("e")
+            return f"{digits}e{int(power)}"
         return f"{round(value, self.digits) + 0.0:.{self.digits}f}"  # + 0.0: never "-0"
 
     def label(self, row: int, column: int) -> str:
@@ -193,25 +242,6 @@ class Columns:
             left += wide + 1
         rows = max((y + 1 for _, at in found for _, y in at), default=1)
         return found, max(left - 1, 1), rows
-
-
-@dataclass(frozen=True)
-class Scatter:
-    """Points against the line on which both numbers are the same.
-
-    Attributes:
-        name: The PNG file's, without suffix.
-        title: The heading.
-        caption: What the numbers are, and their ratio.
-        axes: What the horizontal and the vertical axis count.
-        groups: Points by group, each point with its label.
-    """
-
-    name: str
-    title: str
-    caption: str
-    axes: tuple[str, str]
-    groups: Sequence[Series] = field(default=())
 
 
 Picture = LineFigure | HeatMap | Columns | Scatter

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 LINES = 12  # curves of one picture beyond which only the last round's are drawn
 Record = Mapping[str, Any]
+_REACH = (
+    "0 leaves clients alone, 1 goes as far as the graph allows: on a complete graph to the "
+    "cluster's mean."
+)
 Points = list[tuple[int, float]]
 
 
@@ -38,26 +42,30 @@ def eta_losses(rounds: Sequence[Record]) -> LineFigure | None:
     chosen = {r["round"]: r.get("eta") or {} for r in rounds}
     clusters = _clusters(told.values())
     shown = _some(sorted(told), max(1, LINES // len(clusters)))
-    lines, rings = list[Series](), list[Series]()
+    lines, rings, first = list[Series](), list[Series](), set[float]()
     for dash, round_ in enumerate(reversed(shown)):
         for index, cluster in enumerate(clusters):
-            losses = told[round_].get(cluster) or {}
-            pairs = sorted((float(e), y) for e, y in losses.items() if y is not None)
+            raw = _losses(told[round_].get(cluster))
+            pairs = [(e, y - raw[0][1]) for e, y in raw]
+            first = {*first, *(e for e, _ in raw[:1])}
             name = f"cluster {cluster}" + (f", round {round_}" if len(shown) > 1 else "")
             look = (f"s{index % len(PALETTE)}", dash, index)
-            said = [f"{name}, η = {e:g}: {y:.4g}" for e, y in pairs]
+            said = [f"{name}, η = {e:g}: {y:.4g}" for e, y in raw]
             lines.append(Series(name, pairs, *look, said))
             best = [(e, y) for e, y in pairs if e == chosen[round_].get(cluster)]
-            said = [f"{name}, chosen η = {e:g}: {y:.4g}" for e, y in best]
+            said = [f"{name}, chosen η = {e:g}: {dict(raw)[e]:.4g}" for e, _ in best]
             rings.append(Series("chosen", best, "ink", labels=said, ring=True))
+    start = "at η 0" if first == {0.0} else "at the smallest η"
     caption = (
-        "Mean loss on rows that were held back from training, by η, the share of the step: "
-        f"{'rounds ' if len(shown) > 1 else 'round '}{', '.join(map(str, shown))}."
+        f"Mean loss on rows that were held back from training, minus that {start}, by η, the share "
+        f"of the step: {'rounds ' if len(shown) > 1 else 'round '}{', '.join(map(str, shown))}. "
+        f"{_REACH}"
     )
     series = [s for s in [*lines, *rings] if s.points]
     if not series:
         return None
-    return LineFigure("eta-loss", "Loss against η", caption, "loss", series, "η", zero=False)
+    unit = f"loss minus loss {start}"
+    return LineFigure("eta-loss", "Loss against η", caption, unit, series, "η", zero=False)
 
 
 def etas(rounds: Sequence[Record]) -> LineFigure | None:
@@ -70,7 +78,7 @@ def etas(rounds: Sequence[Record]) -> LineFigure | None:
         series += [Series(f"cluster {cluster}", piece, *look) for piece in pieces(values)]
     if not series:
         return None
-    caption = "η of each cluster: 0 leaves its clients alone, 1 gives them their mean."
+    caption = f"η of each cluster. {_REACH}"
     return LineFigure("eta", "η by round", caption, "η", series)
 
 
@@ -124,6 +132,11 @@ def _band(
 
 def _spreads(values: Mapping[int, Sequence[float]]) -> bool:
     return len(values) > 1 and max(map(len, values.values())) > 1
+
+
+def _losses(told: Mapping[str, float | None] | None) -> list[tuple[float, float]]:
+    """Return η and its loss, ascending, those left out that have none."""
+    return sorted((float(eta), loss) for eta, loss in (told or {}).items() if loss is not None)
 
 
 def _clusters(told: Any) -> list[str]:

@@ -17,6 +17,7 @@ from atlas_flwr.results.svg_parts import (
     WIDTH,
     Series,
     dash,
+    decimals,
     marker,
     ring,
     tag,
@@ -100,9 +101,9 @@ def mirror_chart(
                 floor[i] += y
     if parts:
         zero = frame.y(0)
-        parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=zero, y2=zero, class_="axis"))
+        parts.append(tag("line", x1=frame.left, x2=WIDTH - RIGHT, y1=zero, y2=zero, class_="axis"))
         for y, text in ((TOP + 10, "up, to the server"), (HEIGHT - BOTTOM - 6, "down, to clients")):
-            parts.append(tag("text", text, x=LEFT + 6, y=y, class_="note"))
+            parts.append(tag("text", text, x=frame.left + 6, y=y, class_="note"))
     return _svg(title, frame, parts)
 
 
@@ -118,9 +119,15 @@ class _Frame:
     mirrored: bool = False
     axis: str = "round"
 
+    @property
+    def left(self) -> float:
+        """Where the axis is: room for the longest number beside it."""
+        digits = decimals(self.marks)
+        return max(LEFT, *(10 + 6.8 * len(f"{mark:,.{digits}f}") for mark in self.marks), 0.0)
+
     def x(self, value: float) -> float:
         first, last = min(self.rounds) - self.pad, max(self.rounds) + self.pad
-        return LEFT + (value - first) / (last - first) * (WIDTH - LEFT - RIGHT)
+        return self.left + (value - first) / (last - first) * (WIDTH - self.left - RIGHT)
 
     def y(self, value: float) -> float:
         share = (value - self.low) / (self.high - self.low)
@@ -150,15 +157,15 @@ def _svg(title: str, frame: _Frame, parts: Sequence[str], end: int | None = None
         return wrap(title, [tag("text", "nothing was measured", **middle)])
     below = []
 
-    digits = max((len(f"{mark:g}".partition(".")[2]) for mark in frame.marks), default=0)
+    digits = decimals(frame.marks)
     for mark in frame.marks:
         y = frame.y(mark)
-        below.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
+        below.append(tag("line", x1=frame.left, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
         below.append(
             tag(
                 "text",
                 f"{abs(mark) if frame.mirrored else mark:,.{digits}f}",
-                x=LEFT - 7,
+                x=frame.left - 7,
                 y=y + 4,
                 text_anchor="end",
             )
@@ -172,7 +179,7 @@ def _svg(title: str, frame: _Frame, parts: Sequence[str], end: int | None = None
                 "text_anchor": "middle",
             }
             below.append(tag("text", "end" if x == end else f"{x:g}", **at))
-    at = {"x": LEFT - 7, "y": HEIGHT - BOTTOM + 18, "text_anchor": "end"}
+    at = {"x": frame.left - 7, "y": HEIGHT - BOTTOM + 18, "text_anchor": "end"}
     below.append(tag("text", frame.axis, **at))
     return wrap(title, [*below, *parts])
 

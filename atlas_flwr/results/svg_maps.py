@@ -12,15 +12,15 @@ from typing import Any
 
 from markupsafe import Markup
 
+from atlas_flwr.results.scatter import Scatter
 from atlas_flwr.results.series import PALETTE
-from atlas_flwr.results.shapes import Columns, Group, HeatMap, Scatter, starts
-from atlas_flwr.results.svg_parts import HEIGHT, WIDTH, Series, mark, marker, tag, ticks, wrap
+from atlas_flwr.results.shapes import Columns, Group, HeatMap, starts
+from atlas_flwr.results.svg_parts import WIDTH, Series, decimals, mark, marker, tag, ticks, wrap
 
 CHAR = 6.4  # width of a character of the charts' text
 LEAST, MOST = 15.0, 40.0  # width of a cell
 WIDEST = 1000.0  # the page's width
 CROWD = 24  # rows beyond which they are lower
-STRONGEST = 0.72  # opacity of the strongest shade: text on it can still be read
 
 
 def heat_map(figure: HeatMap) -> str:
@@ -32,6 +32,11 @@ def heat_map(figure: HeatMap) -> str:
     across, down = left + len(figure.columns) * wide + right, len(figure.rows) * high
     size = (max(WIDTH, across), above + down + below)
     parts = []
+    for i, j, cells in figure.gaps() if figure.grey else ():
+        place: dict[str, Any] = {"x": left + j * wide, "y": above + i * high}
+        parts.append(tag("rect", width=cells * wide, height=high, class_="gap", **place))
+    for i in range(len(figure.rows) if figure.itself else 0):
+        parts.append(_struck(left + i * wide, above + i * high, (wide, high)))
     fits = figure.numbered and figure.longest * CHAR + 3 <= wide and high >= LEAST
     for i, row in enumerate(figure.values):
         for j, value in enumerate(row):
@@ -73,40 +78,49 @@ def columns_chart(figure: Columns) -> str:
 
 
 def scatter_chart(figure: Scatter) -> str:
-    """Return points on two axes of one scale, and the line where both numbers are the same."""
-    values = [v for g in figure.groups for point in g.points for v in point]
-    marks = ticks(min(values), max(values))
-    left, bottom, top = 58.0, HEIGHT - 40.0, 24.0
+    """Return points on two axes from 0 to one end, and the line where both are the same."""
+    marks = ticks(0.0, figure.top)
+    left, top, side = 90.0, 24.0, 250.0
+    right, bottom = left + side, top + side
 
     def across(value: float) -> float:
-        return left + (value - marks[0]) / (marks[-1] - marks[0]) * (WIDTH - left - 16)
+        return left + value / figure.top * side
 
     def up(value: float) -> float:
-        return bottom - (value - marks[0]) / (marks[-1] - marks[0]) * (bottom - top)
+        return bottom - value / figure.top * side
 
-    parts = []
-    digits = max(len(f"{value:g}".partition(".")[2]) for value in marks)
+    parts, digits = [], decimals(marks)
     for value in marks:
         x, y, text = across(value), up(value), f"{value:,.{digits}f}"
-        parts.append(tag("line", x1=left, x2=WIDTH - 16, y1=y, y2=y, class_="grid"))
+        parts.append(tag("line", x1=left, x2=right, y1=y, y2=y, class_="grid"))
         parts.append(tag("text", text, x=left - 7, y=y + 4, text_anchor="end"))
         parts.append(tag("text", text, x=x, y=bottom + 16, text_anchor="middle"))
-    ends: dict[str, Any] = {"x1": left, "x2": float(WIDTH - 16), "y1": bottom, "y2": top}
+    ends: dict[str, Any] = {"x1": left, "x2": right, "y1": bottom, "y2": top}
     parts.append(tag("line", class_="fence", **ends))
-    parts.append(tag("text", figure.axes[0], x=WIDTH - 16, y=bottom + 34, text_anchor="end"))
+    parts.append(tag("text", figure.axes[0], x=right, y=bottom + 34, text_anchor="end"))
     parts.append(tag("text", figure.axes[1], x=left - 48, y=12))
-    for group in figure.groups:
-        parts += [marker(group, i, across(x), up(y)) for i, (x, y) in enumerate(group.points)]
-    return wrap(figure.title, parts)
+    for group, at in zip(figure.groups, figure.places(), strict=True):
+        parts += [marker(group, i, across(x), up(y)) for i, (x, y) in enumerate(at)]
+    return wrap(figure.title, parts, (WIDTH, bottom + 40))
 
 
 def heat_key(figure: HeatMap) -> list[tuple[str, Markup]]:
     """Return the legend: each text with its shade."""
     found = []
+    box: dict[str, Any] = {"x": 7, "y": 0, "width": 12, "height": 12, "class_": "cell"}
     for text, value in figure.key:
-        style = _fill(figure, value)
-        box = tag("rect", x=7, y=0, width=12, height=12, style=style, class_="cell")
-        found.append((text, Markup(mark(box))))
+        halves = figure.scale.halves(value)
+        wide = 12 // len(halves)
+        inner = "".join(
+            tag("rect", style=_fill(figure, each), **(box | {"x": 7 + i * wide, "width": wide}))
+            for i, each in enumerate(halves)
+        )
+        if value is None and figure.grey:
+            inner = tag("rect", **(box | {"class_": "cell gap"}))
+        found.append((text, Markup(mark(inner))))
+    if figure.itself:
+        inner = tag("rect", style="fill:none", **box)
+        found.append(("itself", Markup(mark(inner + _struck(7, 0, (12, 12))))))
     return found
 
 
@@ -125,14 +139,21 @@ def _cell(
     if not named:
         return drawn
     middle: dict[str, Any] = {"x": x + wide / 2, "y": y + high / 2 + 4, "text_anchor": "middle"}
-    return drawn + tag("text", figure.text(value), class_="number", **middle)
+    strong = figure.scale.strong(figure.shaded[at[0]][at[1]] or 0.0)
+    look = "number strong" if strong else "number"
+    return drawn + tag("text", figure.text(value), class_=look, **middle)
 
 
 def _fill(figure: HeatMap, value: float | None) -> str:
     if value is None:
         return "fill:none"
     colour, strength = figure.scale.shade(value)
-    return f"fill:var(--{colour});fill-opacity:{STRONGEST * strength:.3f}"
+    return f"fill:var(--{colour.replace('s', 'h')});fill-opacity:{strength:.3f}"
+
+
+def _struck(x: float, y: float, size: tuple[float, float]) -> str:
+    """Return the line through a cell of the diagonal."""
+    return tag("line", x1=x, y1=y, x2=x + size[0], y2=y + size[1], style="stroke:var(--quiet)")
 
 
 def _margins(figure: HeatMap) -> tuple[float, float, float, float]:

@@ -62,6 +62,16 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     return [round(step * i, 12) for i in range(first, last + 1)]
 
 
+def decimals(marks: Sequence[float]) -> int:
+    """Return how many decimals the numbers of an axis need.
+
+    >>> decimals([0.0, 5e-05]), decimals([0, 100])
+    (5, 0)
+    """
+    written = (f"{mark:.10f}".rstrip("0").partition(".")[2] for mark in marks)
+    return max(map(len, written), default=0)
+
+
 def wrap(title: str, parts: Sequence[str], size: tuple[float, float] = (WIDTH, HEIGHT)) -> str:
     """Return the whole picture; one wider than the others is never drawn larger than its text."""
     wide, high = size

@@ -157,7 +157,7 @@ def test_without_a_threshold_there_is_one_colour_and_alike_is_darkest(run):
         assert figure.scale.shade(figure.shaded[0][1]) == ("s0", 1.0)
         assert figure.scale.shade(figure.shaded[0][2]) == ("s0", FAINT)
         assert [text for text, _ in figure.key] == [
-            *(f"{-0.5 * sign:g}, apart", f"{0.9 * sign:g}, alike", "not comparable"),
+            *(f"{-0.5 * sign:g}, apart", f"{0.9 * sign:g}, alike"),
         ]
 
 
@@ -202,7 +202,8 @@ def test_ranks_are_the_files_by_device_and_gaps_stay_empty(make_run):
     assert ("no adapter", None) in figure.key
     assert "memory (4)" in figure.caption
     svg = drawn(figure).svg
-    assert svg.count('class="number"') == 4 * 8 - 1
+    assert svg.count('class="number') == 4 * 8 - 1
+    assert svg.count('class="gap"') == 1
 
 
 def test_many_modules_become_layers_and_many_clients_devices():
@@ -217,9 +218,25 @@ def test_many_modules_become_layers_and_many_clients_devices():
     assert importance_map(facts).columns == figure.columns
 
 
-def test_importance_is_a_share():
-    figure = importance_map(ranks_of(2))
+def test_importance_is_a_share_in_shades_of_its_logarithm():
+    facts = ranks_of(2)
+    own = facts["importance"]["0"]
+    own |= dict(zip(own, (1e-6, 1e-3, 1.0), strict=False))
+    figure = importance_map(facts)
     assert sum(figure.values[0]) == pytest.approx(1.0)
+    ordered = sorted(figure.values[0])
+    steps = [figure.scale.shade(value)[1] for value in ordered]
+    assert np.corrcoef(np.log(ordered), steps)[0, 1] == pytest.approx(1.0)
+    assert (steps[0], steps[-1]) == (FAINT, 1.0)
+    assert figure.legend == "share, log scale"
+    assert [float(text) for text, _ in figure.key] == pytest.approx(
+        [value for _, value in figure.key], rel=0.05
+    )
+    assert drawn(figure).legend[0].name == "share, log scale:"
+    # A module's sum says little about its ranks: they go by each of its directions.
+    assert "not this sum" in figure.caption
+    own |= dict.fromkeys(own, 0.0) | {"base.layer.0.key": 2.0}
+    assert importance_map(facts).key == [("0 to 1", 1.0)]
     assert importance_map({"importance": {"0": {}}}) is importance_map({}) is None
 
 
@@ -232,6 +249,8 @@ def test_memory_is_drawn_where_it_was_predicted(make_run):
     ratios = [true / said for said, true in points]
     assert f"median {np.median(ratios):.2f}, 3 clients" in figure.caption
     assert len(titles(drawn(figure).svg)) == 3
+    assert "one process for all clients" in figure.caption
+    assert figure.top >= max(v for point in points for v in point)
     for client in run.ranks["clients"].values():
         client["predicted_memory_mb"] = None
     assert memory_scatter(run) is None

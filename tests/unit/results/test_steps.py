@@ -28,9 +28,16 @@ def test_losses_are_drawn_against_eta_and_the_chosen_is_circled():
     assert figure.axis == "η"
     lines = [s for s in figure.series if not s.ring]
     assert [s.name for s in lines[:2]] == ["cluster 0, round 9", "cluster 1, round 9"]
-    assert lines[1].points == [(0.0, 1.5), (0.5, 0.4 / 9)]
+    assert lines[1].points == [(0.0, 0.0), (0.5, pytest.approx(0.4 / 9 - 1.5))]
+    assert "minus that at η 0" in figure.caption
+    assert "on a complete graph to the cluster's mean" in figure.caption
+    assert lines[1].label(1) == "cluster 1, round 9, η = 0.5: 0.04444"  # the file's own number
+    assert len({s.dash for s in lines}) == 3  # rounds
     rings = [s.points for s in figure.series if s.ring]
-    assert rings[0] == [(0.5, 0.4 / 9)]
+    assert rings[0] == [(0.5, pytest.approx(0.4 / 9 - 0.5))]
+    first = eta_losses([{"round": 1, "eta_loss": {"0": {"0": None, "0.5": 2.0, "1": 1.0}}}])
+    assert first.series[0].points == [(0.5, 0.0), (1.0, -1.0)]
+    assert "minus that at the smallest η" in first.caption
     assert len(rings) == len(lines) == 6
     assert drawn(figure).svg.count('fill="none"') == 0
     assert ">η</text>" in drawn(figure).svg

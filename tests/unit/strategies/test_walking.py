@@ -190,7 +190,10 @@ def test_losses_that_are_none_are_refused() -> None:
         ({"variant": "ffa", "error-feedback": True}, r"error-feedback: variant 'ffa'"),
         ({"cross": 0.1}, r"cross: 0\.1, but a 'complete' graph"),
         ({"eta": "auto", "hold-back": 0.0}, r"hold-back: 0, but eta = 'auto'"),
-        ({"fingerprint": "rms_gradient", "clip": 1.0}, r"options\.clip: 1 is not for fingerprint = 'rms_gradient'"),
+        (
+            {"fingerprint": "rms_gradient", "clip": 1.0},
+            r"options\.clip: 1 is not for fingerprint = 'rms_gradient'",
+        ),
         ({"eta": "most"}, r"strategy\.options\.eta"),
         ({"eta": 1.5}, r"strategy\.options\.eta"),
     ],

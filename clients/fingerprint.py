@@ -6,12 +6,12 @@ import numpy as np
 
 from atlas_flwr.fingerprint.features import fingerprint, subspace_of
 from atlas_flwr.flat import from_arrays
+from atlas_flwr.ranks.importance import IMPORTANCE
 from atlas_flwr.seeding import rng_for
 from atlas_flwr.training.gradient import Passes, leading_values
 from atlas_flwr.types import Array, Scalar, Tensors
 from clients.base import FineTuneClient
 
-IMPORTANCE = "importance"
 # A gradient's leading energies settle with few rows, and a backward pass through all costs as much
 # as a round of training.
 IMPORTANCE_ROWS = 128

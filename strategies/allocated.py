@@ -12,14 +12,13 @@ from pydantic import Field, model_validator
 from atlas_flwr.errors import AggregationError, ConfigError
 from atlas_flwr.ranks.allocate import allocate, backwards, shuffled, uniform
 from atlas_flwr.ranks.budget import Grant, cost, rank_costs
-from atlas_flwr.ranks.importance import mean_gains, utilities
+from atlas_flwr.ranks.importance import IMPORTANCE, mean_gains, utilities
 from atlas_flwr.seeding import rng_for
 from atlas_flwr.types import Array, LoraFactors, ModelParts, Scalar, Tensors
 from strategies.base import Options, State
 from strategies.fingerprinted import Asking, AskingOptions, FingerprintOptions
 
 How = Literal["importance", "uniform", "random", "reversed", "fixed"]
-IMPORTANCE = "importance"
 
 
 class RankOptions(AskingOptions):

@@ -108,9 +108,6 @@ class Stepping(Walking):
 
     # -------------------------------------------------------------- choosing η
 
-    def _trained(self, state: State, cohort: Sequence[int]) -> list[int]:
-        return [p for p in cohort if state.trained.get(p) == state.round]
-
     @property
     def _auto(self) -> bool:
         return self.options.eta == "auto"

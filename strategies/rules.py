@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from atlas_flwr.errors import WireError
+from atlas_flwr.ranks.importance import IMPORTANCE
 from atlas_flwr.results.record import ClientRow, RoundRecord
 from atlas_flwr.seeding import rng_for
 from atlas_flwr.types import Array, Job, Update
@@ -79,7 +80,7 @@ def check_schema(job: Job, update: Update) -> None:
         raise WireError("num-examples: 0 rows can't weigh in a mean")
     for name, tensor in update.fingerprint.items():
         _check_finite(f"fingerprint {name}", tensor)
-        if name == "importance" and (tensor < 0).any():
+        if name == IMPORTANCE and (tensor < 0).any():
             raise WireError("fingerprint importance: singular values are not negative")
     _check_scales(job, update)
     _check_losses(job, update)

@@ -18,6 +18,8 @@ from atlas_flwr.types import Part, Stage
 from strategies.allocated import Allocated, RankOptions
 from strategies.base import Options, Served, State
 
+TRAINED: frozenset[Part] = frozenset({"lora_B", "head"})  # where A is frozen
+
 
 class GraphOptions(RankOptions):
     """Options of the graph and of the step along it."""
@@ -68,9 +70,14 @@ class Walking(Allocated):
                 "clusters; set strategy.options.graph = 'rbf' or 'knn'"
             )
 
+    @property
+    def _frozen(self) -> bool:
+        """Whether A is frozen and shared."""
+        return self.options.variant == "ffa"
+
     def costs(self, partition: int) -> dict[str, int]:
         """Return what a rank of each module costs: B alone where A is frozen and drawn at home."""
-        if self.options.variant != "ffa":
+        if not self._frozen:
             return super().costs(partition)
         return {module: d_out for module, (d_out, _) in self.shapes(partition).items()}
 
@@ -131,16 +138,14 @@ class Walking(Allocated):
 
     def stages(self, state: State) -> tuple[Stage, ...]:
         """Train B and the head alone where A is frozen."""
-        frozen = self.options.variant == "ffa"
-        return (Stage(frozenset({"lora_B", "head"})),) if frozen else super().stages(state)
+        return (Stage(TRAINED),) if self._frozen else super().stages(state)
 
     def returns(self, state: State) -> frozenset[Part]:
         """Ask for what was trained."""
-        frozen = self.options.variant == "ffa"
-        return frozenset({"lora_B", "head"}) if frozen else super().returns(state)
+        return TRAINED if self._frozen else super().returns(state)
 
     def model_for(self, state: State, partition: int) -> Served:
         """Let the client draw a frozen A from the seed, unless its ranks are not those it knows."""
         served = super().model_for(state, partition)
-        drawn = self.options.variant == "ffa" and partition not in state.ranks
+        drawn = self._frozen and partition not in state.ranks
         return replace(served, seeded=frozenset({"lora_A"})) if drawn else served

@@ -10,6 +10,8 @@ import numpy as np
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.types import Array
 
+IMPORTANCE = "importance"  # what clients tell their singular values under
+
 
 def energy(singular_values: Array, total: float | None = None) -> list[float]:
     """Return what each further rank captures of the energy, ``σ_i² / Σ σ²``: non-increasing.

@@ -35,9 +35,8 @@ def check_device_ranks(config: Config) -> None:
         return
     for name in config.devices.profiles:
         if config.device_profiles[name].rank is None:
-            fixed = (
-                "ranks" in parse_options(config.strategy.name, config.strategy.options).model_dump()
-            )
+            options = parse_options(config.strategy.name, config.strategy.options)
+            fixed = isinstance(options, RankOptions)
             remedy = "another strategy.options.ranks" if fixed else "strategy.name = 'atlas'"
             raise ConfigError(
                 f"device.rank: '{name}' of devices.profiles has none, and '{config.strategy.name}' "

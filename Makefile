@@ -2,6 +2,7 @@
 #
 #   make demo         a federated fine-tune of a real encoder on real text, in about two minutes
 #   make test         the tests (no GPU, no hub); make test-slow holds the rest
+#   make torture      kill runs at a hundred random moments; each must end with the same bits
 #   make check        format, lint, types
 #   make bench        ratios against plain loops, dense algebra and the usual ways of writing a client
 #
@@ -15,7 +16,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-slow check format bench clean
+.PHONY: setup demo test test-slow torture check format bench clean
 
 setup: $(STAMP)
 
@@ -35,6 +36,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow or gpu"
+
+torture: setup
+	$(BIN)/python tests/torture.py
 
 check: setup
 	$(BIN)/ruff format --check .

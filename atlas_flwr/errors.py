@@ -9,7 +9,8 @@ AtlasError
 ├── WireError            a message that is not what both sides agreed on
 ├── WriteBackError       a tensor sent that is not the tensor loaded
 ├── AggregationError     updates that can't be averaged
-└── RunFailed            the federation stopped: clients were lost, or too few replied
+├── RunFailed            the federation stopped: clients were lost, or too few replied
+└── RunStopped           the run was stopped on purpose and can be resumed: exit code 3
 """
 
 from __future__ import annotations
@@ -63,6 +64,12 @@ class AggregationError(AtlasError):
 
 class RunFailed(AtlasError):
     """The federation stopped before its last round."""
+
+
+class RunStopped(AtlasError):
+    """The run was stopped between two messages on purpose; what it committed can be resumed."""
+
+    exit_code = 3
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

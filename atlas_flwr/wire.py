@@ -18,15 +18,17 @@ from flwr.common.serde import recorddict_to_proto
 
 from atlas_flwr.errors import WireError
 from atlas_flwr.flat import KINDS, flatten, squeeze, stretch, unflatten
+from atlas_flwr.greeting import PARTITION_ID
+from atlas_flwr.payload import check_payload, printable
 from atlas_flwr.types import PARTS, Job, ModelParts, Part, Report, Stage, Tensors, Update
 
-HELLO = "query.hello"
 FINGERPRINT = "fingerprint"
-PARTITION_ID = "partition-id"  # Flower's own node-config key
 NUM_EXAMPLES = "num-examples"
 
-_JOB, _FACTS, _METRICS, _SAID, _CHOICE = "job", "facts", "metrics", "said", "choice"
-_OWN_METRICS = (NUM_EXAMPLES, "seconds", "peak-memory-bytes")
+FACTS, METRICS, SAID, ANSWERS = "facts", "metrics", "said", "answers"
+SECONDS, PEAK = "seconds", "peak-memory-bytes"
+_JOB, _CHOICE = "job", "choice"
+_OWN_METRICS = (NUM_EXAMPLES, SECONDS, PEAK)
 
 
 # ------------------------------------------------------------------ model parts
@@ -43,7 +45,7 @@ def _pack_parts(content: RecordDict, parts: ModelParts, sparse: bool, prefix: st
     if parts.adapter:
         facts["scales"] = {module: float(f.scale) for module, f in parts.adapter.items()}
     if facts:
-        content[prefix + _FACTS] = ConfigRecord({"facts": json.dumps(facts)})
+        content[prefix + FACTS] = ConfigRecord({"facts": json.dumps(facts)})
 
 
 def _pack_arrays(tensors: Tensors) -> ArrayRecord:
@@ -53,19 +55,40 @@ def _pack_arrays(tensors: Tensors) -> ArrayRecord:
 def _read_arrays(content: RecordDict, kind: str) -> Tensors:
     """Return the tensors of a kind; none if the message has no such record."""
     record = content.array_records.get(kind)
-    return {} if record is None else {name: array.numpy() for name, array in record.items()}
+    tensors = {}
+    for name, array in () if record is None else record.items():
+        check_payload(printable(name), array)
+        tensors[name] = array.numpy()
+    return tensors
 
 
 def _read_parts(content: RecordDict, prefix: str = "") -> ModelParts:
     names = {kind: prefix + kind for kind in KINDS}
     kinds = {kind: _read_arrays(content, n) for kind, n in names.items() if n in content}
-    told = content.config_records.get(prefix + _FACTS, ConfigRecord())
-    facts = json.loads(str(told.get("facts", "{}")))
+    facts = read_facts(content, prefix)
+    columns = {name: int(width) for name, width in facts.get("columns", {}).items()}
+    if columns and "adapter" in kinds:
+        kinds["adapter"] = stretch(kinds["adapter"], columns)
+    return unflatten(kinds, facts.get("scales", {}))
+
+
+def read_facts(content: RecordDict, prefix: str = "") -> dict[str, dict[str, float]]:
+    """Return what is told beside the tensors: ``scales`` by module, ``columns`` by tensor.
+
+    Raises:
+        WireError: It is no JSON of numbers by name.
+    """
+    told = content.config_records.get(prefix + FACTS, ConfigRecord())
+    try:
+        facts = json.loads(str(told.get(FACTS, "{}")))
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"the message's scales or columns can't be read: {error}") from error
     if not (isinstance(facts, dict) and all(isinstance(each, dict) for each in facts.values())):
         raise WireError("the message's scales or columns are not told by name")
-    if "columns" in facts and "adapter" in kinds:
-        kinds["adapter"] = stretch(kinds["adapter"], facts["columns"])
-    return unflatten(kinds, facts.get("scales", {}))
+    for name, number in ((n, v) for each in facts.values() for n, v in each.items()):
+        if type(number) not in (int, float):
+            raise WireError(f"{printable(name)}: a scale or width of {printable(number)}")
+    return facts
 
 
 # ------------------------------------------------------------------ jobs
@@ -101,6 +124,14 @@ def pack_job(job: Job, config: str) -> RecordDict:
     }
     content[_JOB] = ConfigRecord({"job": json.dumps(facts), "config": config})
     return content
+
+
+def job_config(content: RecordDict) -> str:
+    """Return the experiment that a message's job carries, as JSON; empty where there is none.
+
+    The job itself, and so every tensor, is left alone.
+    """
+    return str(content.config_records.get(_JOB, ConfigRecord()).get("config", ""))
 
 
 def read_job(content: RecordDict) -> tuple[Job, str]:
@@ -153,23 +184,52 @@ def _named(names: Iterable[str]) -> frozenset[Part]:
 # ------------------------------------------------------------------ updates
 
 
-def pack_update(update: Update) -> RecordDict:
-    """Return the content of the message that answers a job."""
+def pack_update(update: Update, job: Job | None = None) -> RecordDict:
+    """Return the content of the message that answers a job.
+
+    Args:
+        update: The answer.
+        job: Which job it answers; the firewall refuses an answer that doesn't say.
+    """
     content = RecordDict()
+    if job is not None:
+        content[ANSWERS] = ConfigRecord(dict(job_id(job)))
     _pack_parts(content, update.parts, update.sparse)
     if update.fingerprint:
         content[FINGERPRINT] = _pack_arrays(update.fingerprint)
     report = update.report
     numbers: dict[str, int | float | list[int] | list[float]] = {
         NUM_EXAMPLES: int(report.num_examples),
-        "seconds": float(report.seconds),
-        "peak-memory-bytes": int(report.peak_memory_bytes),
+        SECONDS: float(report.seconds),
+        PEAK: int(report.peak_memory_bytes),
     }
-    content[_METRICS] = MetricRecord(
+    content[METRICS] = MetricRecord(
         numbers | {name: float(value) for name, value in report.metrics.items()}
     )
-    content[_SAID] = ConfigRecord({"device": report.device, "notes": "\n".join(report.notes)})
+    content[SAID] = ConfigRecord({"device": report.device, "notes": "\n".join(report.notes)})
     return content
+
+
+def job_id(job: Job) -> dict[str, int | str]:
+    """Return what tells a job from every other of its run: who, when, what, on which rows."""
+    who: dict[str, int | str] = {PARTITION_ID: job.partition, "round": job.round}
+    return {**who, "action": job.action, "rows": job.rows}
+
+
+def check_answers(content: RecordDict, job: Job) -> None:
+    """Refuse an answer to another job: another client's, an earlier round's, another action's.
+
+    Raises:
+        WireError: Names the first fact that differs, with both values.
+    """
+    said = content.config_records.get(ANSWERS, ConfigRecord())
+    asked = job_id(job)
+    if odd := sorted(said.keys() - asked.keys()):
+        raise WireError(f"answers: an unknown key '{printable(odd[0], 100)}'")
+    for key, value in asked.items():
+        told = said.get(key)
+        if type(told) is not type(value) or told != value:
+            raise WireError(f"answers: {key} {printable(repr(told), 100)}, asked was {value!r}")
 
 
 def read_update(content: RecordDict, partition: int) -> Update:
@@ -182,47 +242,30 @@ def read_update(content: RecordDict, partition: int) -> Update:
     Raises:
         WireError: The reply lacks a record, or its example count is negative or not an integer.
     """
-    numbers, said = content.metric_records.get(_METRICS), content.config_records.get(_SAID)
+    numbers, said = content.metric_records.get(METRICS), content.config_records.get(SAID)
     if numbers is None or said is None:
         raise WireError("the reply carries no report")
     count = numbers.get(NUM_EXAMPLES)
-    if not isinstance(count, int) or count < 0:
-        raise WireError(f"{NUM_EXAMPLES}: must be an integer >= 0, got {count!r}")
+    if type(count) is not int or count < 0:
+        told = printable(repr(count), 100)
+        raise WireError(f"{NUM_EXAMPLES}: must be an integer >= 0, got {told}")
     plain = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
     report = Report(
         num_examples=count,
         metrics={k: float(v) for k, v in plain.items() if k not in _OWN_METRICS},
-        seconds=float(plain.get("seconds", 0.0)),
-        peak_memory_bytes=int(plain.get("peak-memory-bytes", 0)),
+        seconds=float(plain.get(SECONDS, 0.0)),
+        peak_memory_bytes=int(plain.get(PEAK, 0)),
         device=str(said.get("device", "cpu")),
         notes=tuple(str(said.get("notes", "")).splitlines()),
     )
     try:
         parts, fingerprint = _read_parts(content), _read_arrays(content, FINGERPRINT)
-    except (ValueError, TypeError, KeyError, EOFError) as error:
+    except (ValueError, TypeError, KeyError, EOFError, OverflowError) as error:
         raise WireError(f"the reply's arrays can't be read: {error}") from error
     return Update(partition, report, parts, fingerprint=fingerprint)
 
 
-# ------------------------------------------------------------------ hello and bytes
-
-
-def pack_hello(partition: int) -> RecordDict:
-    """Return a client's answer to ``query.hello``: which partition it is."""
-    return RecordDict({"hello": ConfigRecord({PARTITION_ID: partition})})
-
-
-def read_hello(content: RecordDict) -> int:
-    """Return the partition a client says it is.
-
-    Raises:
-        WireError: The answer names no partition.
-    """
-    record = content.config_records.get("hello", ConfigRecord())
-    partition = record.get(PARTITION_ID)
-    if not isinstance(partition, int) or partition < 0:
-        raise WireError(f"hello: {PARTITION_ID} must be an integer >= 0, got {partition!r}")
-    return partition
+# ------------------------------------------------------------------ bytes
 
 
 def count_bytes(content: RecordDict) -> dict[str, int]:
@@ -235,7 +278,7 @@ def count_bytes(content: RecordDict) -> dict[str, int]:
     rest = RecordDict()
     for name, record in content.items():
         kind = name.rpartition("/")[2]  # of a choice's own records, or the name itself
-        if kind in counts:
+        if kind in counts and isinstance(record, ArrayRecord):
             counts[kind] += record.count_bytes()
         else:
             rest[name] = record

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 
 from atlas_flwr.config.schema import Config
+from atlas_flwr.data.folder import open_folder
 from atlas_flwr.data.shards import Shard, deal_task
 from atlas_flwr.data.tasks import TaskSpec, resolve_tasks
 from atlas_flwr.data.tokenised import TokenisedTask, open_tokenised
+from atlas_flwr.errors import DataError
 from atlas_flwr.models.adapter_io import initial_parts
 from atlas_flwr.models.backbone import ModelSpec, load, load_tokenizer, tokenizer_digest
 from atlas_flwr.training.local import TrainSpec
@@ -115,21 +118,49 @@ def _initial_parts(
     return initial_parts(spec, num_labels, dict(ranks), dict(scales), seed, draw)
 
 
-def open_site(config: Config, partition: int, pool: tuple[int, ...] = ()) -> Site:
+def open_own(config: Config, partition: int, folder: Path) -> tuple[TokenisedTask, Shard]:
+    """Return the rows of a client that reads a folder of its own, and what each is for.
+
+    Raises:
+        DataError: The folder is missing, of another task or partition, or its rows are wrong.
+    """
+    return open_folder(
+        folder,
+        task_specs(config)[config.task_of(partition)],
+        partition,
+        load_tokenizer(model_spec(config)),
+        tokenizer_digest(config.model.name),
+        config.model.max_length,
+    )
+
+
+def open_site(
+    config: Config, partition: int, pool: tuple[int, ...] = (), folder: Path | None = None
+) -> Site:
     """Return what the partition finds at home.
 
     Args:
         config: The experiment.
         partition: Who.
         pool: Partitions whose training rows are used together; empty means its own.
+        folder: The client's own rows; None where the run's data are dealt.
 
     Raises:
-        UserError: The model or the rows can't be had.
+        UserError: The model or the rows can't be had, or the pool's are in others' folders.
     """
-    name = config.task_of(partition)
-    task, shards = open_task(config, name), deal(config, name)
-    own = shards[partition]
-    rows = np.concatenate([shards[p].train for p in pool]) if pool else own.train
+    if folder is not None and pool:
+        raise DataError(
+            f"data-path: partition {partition} can't read the rows of partitions {list(pool)}; "
+            f"'{config.strategy.name}' pools them, which only a simulation can"
+        )
+    if folder is not None:
+        task, own = open_own(config, partition, folder)
+        rows = own.train
+    else:
+        name = config.task_of(partition)
+        task, shards = open_task(config, name), deal(config, name)
+        own = shards[partition]
+        rows = np.concatenate([shards[p].train for p in pool]) if pool else own.train
     return Site(
         model=load(model_spec(config), task.num_labels, config.run.seed),
         initial=partial(starting_parts, config, task.num_labels, rank_of(config, partition)),

@@ -84,7 +84,8 @@ class Method:
                 "lora.rank / devices.profiles: this strategy averages LoRA factors of one rank, "
                 f"got ranks {ranks}; "
                 "set one rank, or a strategy.name that takes several: 'flexlora', 'flora', "
-                "'hetlora', 'rbla', 'raflora', 'ffa', 'fedsa', 'fedsb', 'atlas'"
+                "'hetlora', 'rbla', 'raflora', 'ffa', 'fedsa', 'fedsb', 'atlas', 'fedmedian', "
+                "'fedtrimmedavg', 'multikrum', 'norm_clip'"
             )
         spaces = {self.setting.num_labels[task] for task in self.setting.tasks}
         if self.setting.head_policy == "shared" and len(spaces) > 1:
@@ -92,6 +93,10 @@ class Method:
                 f"model.head: 'shared' needs one number of labels, the tasks have {sorted(spaces)};"
                 " use 'per_task' or 'local'"
             )
+
+    def opening(self) -> tuple[str, ...]:
+        """Return what whoever starts the run should read, a line each."""
+        return ()
 
     # -------------------------------------------------------------- who shares what
 

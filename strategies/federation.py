@@ -17,7 +17,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from atlas_flwr.errors import RunFailed
 from atlas_flwr.results.record import (
     MB,
     METRICS,
@@ -29,8 +28,11 @@ from atlas_flwr.results.record import (
 )
 from atlas_flwr.types import Job, Update
 from atlas_flwr.wire import count_bytes, pack_job
-from strategies.base import Method
-from strategies.exchange import exchange, read_reply, say_hello
+from strategies.base import Method, State
+from strategies.exchange import exchange, greet
+from strategies.gate import Gate
+from strategies.losses import check_losses
+from strategies.nodes import refreshed
 from strategies.rules import Limits, Observer, draw_cohort, phase_of
 
 HELLO_SECONDS = 120.0  # a client that is there answers at once; the first may load for a while
@@ -49,20 +51,28 @@ class Federation(Strategy):
 
     Attributes:
         method: The method's three functions.
-        state: Where the run stands; replaced as a whole after each exchange.
+        state: Where the run stands, at its start or as of its last commit (``since``); replaced as
+            a whole after each exchange.
         moved: All bytes so far, those of a round that failed included.
     """
 
-    def __init__(self, method: Method, limits: Limits, config: str, observer: Observer) -> None:
+    def __init__(
+        self,
+        method: Method,
+        limits: Limits,
+        config: str,
+        observer: Observer,
+        since: tuple[State, Bytes] | None = None,
+    ) -> None:
         self.method, self.limits, self.config, self.observer = method, limits, config, observer
-        self.state = method.start()
+        self.state, self.moved = since or (method.start(), Bytes())
+        self.gate = Gate(method.setting, limits.norm_ratio)
         self.nodes: dict[int, int] = {}
-        self.moved = Bytes()
         self._tally = _Tally()
         self._jobs: list[Job] = []
         self._answered: list[Job] = []
         self._phase = "train"
-        self._explained: Mapping[str, Any] = {}
+        self._explained: Mapping[str, Any] = self.state.found
         self._held_back: list[tuple[ClientRow, Sequence[str], int, int]] = []
         self._sent: list[dict[str, int]] = []
 
@@ -75,7 +85,9 @@ class Federation(Strategy):
             RunFailed: A client was lost under ``on-failure = "raise"``, or too few replied.
         """
         patience = min(self.limits.timeout, HELLO_SECONDS)
-        self.nodes = say_hello(grid, self.method.setting.clients, patience)
+        greeted = greet(grid, self.method.setting.clients, patience)
+        self.nodes = {partition: one.node for partition, one in greeted.items()}
+        self.gate.declared = {partition: one.declared for partition, one in greeted.items()}
         nothing, plain = ArrayRecord(), ConfigRecord()
         for round_ in range(self.state.round + 1, self.limits.rounds + 1):
             began = time.monotonic()
@@ -90,6 +102,7 @@ class Federation(Strategy):
                 round_, self._tally.rows, self._tally.moved, seconds, self.state.measured
             )
             self.observer.round(record)
+            self.state = self.observer.commit(self.state, self.moved)
         return Result()
 
     def evaluate_final(self, grid: Grid) -> list[ClientRow]:
@@ -115,6 +128,7 @@ class Federation(Strategy):
             waiting.setdefault(model, []).append(partition)
         models = len(waiting)
         while asked := {group.pop(0): m for m, group in waiting.items() if group}:
+            self.nodes = refreshed(grid, self.nodes, HELLO_SECONDS)
             jobs = [self._evaluate_job(partition, full=True) for partition in asked]
             replies = exchange(grid, self._messages("final", jobs), self.limits.timeout)
             for _ in self._updates("final", replies):
@@ -146,6 +160,7 @@ class Federation(Strategy):
     ) -> list[Message]:
         """Return the next training messages of the round; none when its exchanges are done."""
         setting, limits = self.method.setting, self.limits
+        self.nodes = refreshed(grid, self.nodes, HELLO_SECONDS)
         cohort = draw_cohort(limits.seed, server_round, setting.clients, limits.fraction)
         jobs = self.method.plan(self.state, cohort)
         if not jobs:
@@ -163,7 +178,7 @@ class Federation(Strategy):
             for _ in updates:  # a merge that stops early must not hide a lost client
                 pass
             self._check_losses(self._phase)
-            self.state = self.method.acknowledged(merged, self._answered)
+            self.state = self.gate.remembered(self.method.acknowledged(merged, self._answered))
         finally:
             self._tell_held_back()
         return None, None
@@ -172,6 +187,7 @@ class Federation(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return the messages that score every client's model on its own slice."""
+        self.nodes = refreshed(grid, self.nodes, HELLO_SECONDS)
         jobs = [self._evaluate_job(p) for p in range(self.method.setting.clients)]
         return self._messages("evaluate", jobs)
 
@@ -227,17 +243,16 @@ class Federation(Strategy):
         """Yield the good updates in partition order; every reply becomes a row."""
         total = len(self._jobs)
         self._answered = []
-        turns = enumerate(zip(self._jobs, self._sent, replies, strict=True), start=1)
-        for done, (job, down, reply) in turns:
-            up = count_bytes(reply.content) if reply.has_content() else {}
-            update, status, error = read_reply(job, reply)
-            row = self._row(phase, job, update)
+        verdicts = self.gate.screen(self.state, self._jobs, replies)
+        turns = enumerate(zip(self._jobs, self._sent, verdicts, strict=True), start=1)
+        for done, (job, down, verdict) in turns:
+            update, up = verdict.update, verdict.moved
             row = replace(
-                row,
+                self._row(phase, job, update),
                 bytes_up=sum(up.values()),
                 bytes_down=sum(down.values()),
-                status=status,
-                error=error,
+                status=verdict.status,
+                error=verdict.error,
             )
             self._tally.rows.append(row)
             self._tally.moved += Bytes(up, down)
@@ -275,26 +290,8 @@ class Federation(Strategy):
         )
 
     def _check_losses(self, phase: str, asked: int | None = None) -> None:
-        """Stop at a lost client, or go on if enough replied.
-
-        Args:
-            phase: The phase that has ended.
-            asked: Answers wanted; by default one of each client that was asked.
-
-        Raises:
-            RunFailed: Names each lost partition and why.
-        """
+        """Stop at a lost client of a phase that has ended, or go on if enough replied."""
         rows = [row for row in self._tally.rows if row.phase == phase]
-        lost = [row for row in rows if row.status != "ok"]
-        replied = len(rows) - len(lost)
-        if not lost:
-            return
-        names = "; ".join(f"partition {row.partition} {row.status}: {row.error}" for row in lost)
-        if self.limits.on_failure == "raise":
-            raise RunFailed(f"round {self.state.round}, {phase}: {names}")
-        late = phase == "fingerprint" and self.state.prints  # asked again when they are drawn
-        if not late and replied < min(self.limits.min_results, asked or len(rows)):
-            raise RunFailed(
-                f"round {self.state.round}, {phase}: {replied} replied, "
-                f"run.min-results is {self.limits.min_results}: {names}"
-            )
+        again = phase == "fingerprint" and bool(self.state.prints)  # when they are drawn
+        where = f"round {self.state.round}, {phase}"
+        check_losses(rows, self.limits, where, asked, again)

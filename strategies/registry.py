@@ -12,6 +12,7 @@ from strategies.base import Method, Options, Setting
 from strategies.centralised import Centralised
 from strategies.cluster_controls import OneCluster, OracleCluster, RandomCluster
 from strategies.cluster_mean import ClusterFedAvg
+from strategies.dp import DpFedAvg
 from strategies.embedding_cluster import EmbeddingCluster
 from strategies.fedavg import FedAvg, FedIt
 from strategies.fedlease import FedLease
@@ -29,6 +30,7 @@ from strategies.lora_fair import LoraFair
 from strategies.mira import Mira
 from strategies.one_factor import FedSa, Ffa, RoLora
 from strategies.personal import Ditto, FedPer, FedRep
+from strategies.robust import FedMedian, FedTrimmedAvg, MultiKrum, NormClip
 
 STRATEGIES: dict[str, type[Method]] = {
     "local_only": LocalOnly,
@@ -65,6 +67,11 @@ STRATEGIES: dict[str, type[Method]] = {
     "ifca": Ifca,
     "fl_tac": FlTac,
     "mira": Mira,
+    "fedmedian": FedMedian,
+    "fedtrimmedavg": FedTrimmedAvg,
+    "multikrum": MultiKrum,
+    "norm_clip": NormClip,
+    "dp_fedavg": DpFedAvg,
     "centralised": Centralised,
 }
 

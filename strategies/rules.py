@@ -10,9 +10,10 @@ import numpy as np
 
 from atlas_flwr.errors import WireError
 from atlas_flwr.ranks.importance import IMPORTANCE
-from atlas_flwr.results.record import ClientRow, RoundRecord
+from atlas_flwr.results.record import Bytes, ClientRow, RoundRecord
 from atlas_flwr.seeding import rng_for
 from atlas_flwr.types import Array, Job, Update
+from strategies.state import State
 
 
 class Observer(Protocol):
@@ -26,6 +27,13 @@ class Observer(Protocol):
 
     def round(self, record: RoundRecord) -> None:
         """A round has ended."""
+
+    def commit(self, state: State, moved: Bytes) -> State:
+        """A round's numbers are told: keep where the run stands; return what it goes on from.
+
+        Raises:
+            RunStopped: The run's time is up; it can be resumed.
+        """
 
     def clusters(self, facts: Mapping[str, Any]) -> None:
         """Clients have been clustered; how and why."""
@@ -42,6 +50,7 @@ class Limits:
         timeout: Seconds without any reply after which silent clients are lost.
         on_failure: ``"raise"`` stops at a lost client, ``"skip"`` goes on.
         min_results: Replies a phase needs under ``"skip"``.
+        norm_ratio: How many times the median norm an answer may have; 0: any.
     """
 
     seed: int
@@ -50,6 +59,7 @@ class Limits:
     timeout: float = 3600.0
     on_failure: Literal["raise", "skip"] = "raise"
     min_results: int = 1
+    norm_ratio: float = 10.0
 
 
 def draw_cohort(seed: int, round_: int, clients: int, fraction: float) -> list[int]:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from atlas_flwr.ranks.budget import Grant
 from atlas_flwr.results.record import Measured
 from atlas_flwr.types import Adapter, ModelParts, Part, Tensors
+
+
+class Rows(NamedTuple):
+    """How many rows a partition trains on, is scored on, and its task's full set has."""
+
+    train: int
+    own: int
+    full: int
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,10 @@ class Setting:
         seed: The run's seed, for what a method draws by itself.
         grants: What each partition's device affords of an adapter.
         scales: LoRA scale of each rank that a method may give, where it gives ranks by itself.
+        rows: Rows that were dealt to each partition, where the server knows; what bounds a count.
+        features: Width of the model's hidden states, where it is known; 0: it is not.
+        fraction: Share of the clients drawn for training each round.
+        rounds: Rounds to go.
     """
 
     tasks: tuple[str, ...]
@@ -36,6 +48,10 @@ class Setting:
     seed: int = 0
     grants: tuple[Grant, ...] = ()
     scales: Mapping[int, float] = field(default_factory=dict)
+    rows: tuple[Rows, ...] = ()
+    features: int = 0
+    fraction: float = 1.0
+    rounds: int = 1
 
     @property
     def clients(self) -> int:
@@ -79,6 +95,8 @@ class State:
         found: How the clusters were found, in plain values.
         tails: What the last graph step cut off of each partition's model (error feedback).
         etas: The step η that each partition's cluster chose last.
+        norms: Median norms of the updates of earlier exchanges, by action and kind: what the
+            firewall holds the next ones against.
         measured: How far the last merge was from the exact mean.
     """
 
@@ -102,6 +120,7 @@ class State:
     found: Mapping[str, Any] = field(default_factory=dict)
     tails: Mapping[int, Adapter] = field(default_factory=dict)
     etas: Mapping[int, float] = field(default_factory=dict)
+    norms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     measured: Measured = field(default_factory=Measured)
 
 

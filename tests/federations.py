@@ -14,6 +14,7 @@ from strategies.cluster_mean import ClusterMeans
 from strategies.clustered import Clustered
 from strategies.fedlease import FedLease
 from strategies.registry import STRATEGIES, build
+from strategies.robust_rule import RobustRule
 
 Dense = dict[str, Array]
 
@@ -31,6 +32,18 @@ ON_A_GRAPH = {
     name
     for name, method in STRATEGIES.items()
     if issubclass(method, Clustered) and not issubclass(method, ClusterMeans)
+}
+# Whoever has all rows decides nothing alone: rows don't count, or nobody counts in full.
+ROBUST = {name for name, method in STRATEGIES.items() if issubclass(method, RobustRule)}
+EQUAL_VOICES = ROBUST | {"dp_fedavg"}
+# Where the laws are of numbers that noise would hide.
+QUIET: dict[str, dict[str, object]] = {
+    "dp_fedavg": {"noise-multiplier": 1e-15, "clip": 1e6, "noise": "seeded"}
+}
+# What a run of two answers a round takes, and what makes it the same run twice.
+OF_TWO: dict[str, dict[str, object]] = {
+    "fedtrimmedavg": {"beta": 0.0},
+    "dp_fedavg": {"noise": "seeded"},
 }
 
 
@@ -77,7 +90,8 @@ def setting(
 
 def of_rank(name: str, ranks: Sequence[int], /, **options: object) -> Method:
     """The method for clients of these ranks, under the head policy it has to have."""
-    return build(name, dict(options), setting(STRATEGIES[name].head or "per_task", ranks))
+    options = {**QUIET.get(name, {}), **options}
+    return build(name, options, setting(STRATEGIES[name].head or "per_task", ranks))
 
 
 def widest(name: str, **options: object) -> Method:

@@ -48,6 +48,8 @@ class Model:
         return added(products(self.parts), self.delta)
 
 
+PRINTED = 40  # rows that a fingerprint is of
+
 # What a round may begin with before anything is trained.
 BEFORE = {"train.gradient", "train.fingerprint"}
 
@@ -91,7 +93,7 @@ class Player:
             gradient = {m: self._gradient(m, rank, f) for m, f in start.parts.adapter.items()}
             return Update(self.partition, Report(self.rows), ModelParts(adapter=gradient))
         if job.action == "train.fingerprint":
-            return Update(self.partition, Report(self.rows), fingerprint=self._fingerprint(job))
+            return Update(self.partition, Report(PRINTED), fingerprint=self._fingerprint(job))
         said = {"losses": self.losses(job)} if job.choices else {}
         if job.action == "train.score":
             return Update(self.partition, Report(self.rows), fingerprint=said)
@@ -115,7 +117,7 @@ class Player:
     def _fingerprint(self, job: Job) -> Tensors:
         """Rows whose class means are the task's own."""
         task = self.setting.tasks[self.partition]
-        labels = np.arange(40) % self.setting.num_labels[task]
+        labels = np.arange(PRINTED) % self.setting.num_labels[task]
         means = rng_for(0, f"planted/{task}").normal(size=(self.setting.num_labels[task], 12))
         rng = rng_for(0, "rows", 0, self.partition)
         features = 3 * means[labels] + rng.normal(size=(len(labels), 12))

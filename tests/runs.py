@@ -40,9 +40,13 @@ class Run:
 
     def tensors(self) -> dict[str, bytes]:
         """Return the exported tensor files' bytes by their path."""
-        found = [*self.folder.glob("adapters/*/*.safetensors")]
-        found += self.folder.glob("models/*/*.safetensors")
-        return {str(path.relative_to(self.folder)): path.read_bytes() for path in sorted(found)}
+        return self.read_tensors(self.folder)
+
+    @staticmethod
+    def read_tensors(folder: Path) -> dict[str, bytes]:
+        """Return the exported tensor files' bytes of a folder, be it a run's that has ended."""
+        found = [*folder.glob("adapters/*/*.safetensors"), *folder.glob("models/*/*.safetensors")]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(found)}
 
     def measured(self) -> dict[str, Any]:
         """Return every number of the run that is not a time, a memory peak or a total of bytes."""

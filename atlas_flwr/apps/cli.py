@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from click.exceptions import ClickException, NoArgsIsHelpError
 from rich.console import Console
 
+from atlas_flwr.config.load import load_config, with_out
 from atlas_flwr.config.schema import Config
-from atlas_flwr.errors import AtlasError
+from atlas_flwr.errors import AtlasError, RunStopped
 
 app = typer.Typer(
     name="atlas",
@@ -45,20 +46,111 @@ def run(
         Path | None, typer.Option(help="Run directory [default: runs/<name>-<UTC time>]")
     ] = None,
     engine: Annotated[str | None, typer.Option(help="ray or inline")] = None,
+    resume: Annotated[
+        Literal["never", "auto"], typer.Option(help="auto: go on with the run in --out, if any")
+    ] = "never",
 ) -> None:
     """Run an experiment and write its run directory.
 
     Example: atlas run demo --set run.rounds=3 --engine inline
     """
-    config = _load(file, overrides, engine, out)  # first: a typing mistake is told at once
-    from atlas_flwr.apps.run import run_experiment  # noqa: PLC0415 - torch loads for seconds
-    from atlas_flwr.results.console import Progress, print_results  # noqa: PLC0415
-    from atlas_flwr.results.store import read_run  # noqa: PLC0415
+    config = _load(file, overrides, engine)  # first: a typing mistake is told at once
+    if resume == "auto" and not (out or config.run.out):
+        raise typer.BadParameter("--resume auto needs a directory: name it with --out")
+    config = with_out(config, str(out) if out else None)
+    from atlas_flwr.apps.going import begin, go_on  # noqa: PLC0415 - torch loads for seconds
 
-    console = Console()
-    with Progress(console) as progress:
-        folder = run_experiment(config, progress.handle)
-    print_results(console, read_run(folder).summary, folder)
+    console, folder = Console(), Path(str(config.run.out))
+    if resume == "auto" and (folder / "config.toml").exists():
+        go_on(console, folder, same_as=config)
+    else:
+        begin(console, config)
+
+
+@app.command("resume")
+def resume_(
+    folder: Annotated[Path, typer.Argument(help="Run directory, or its mirror")],
+    overrides: Overrides = None,
+    engine: Annotated[str | None, typer.Option(help="ray or inline")] = None,
+    since: Annotated[
+        int | None, typer.Option("--from", help="Round to go on from [default: the last]")
+    ] = None,
+) -> None:
+    """Go on with a run that was stopped, killed or failed, from its last commit.
+
+    Example: atlas resume runs/demo-20260102-030405
+    """
+    from atlas_flwr.apps.going import go_on  # noqa: PLC0415 - torch loads for seconds
+
+    items = list(overrides or [])
+    if engine is not None:
+        items += [f"engine.kind={engine}", *(["engine.workers=1"] if engine == "inline" else [])]
+    go_on(Console(), folder.expanduser().resolve(), items, since)
+
+
+@app.command()
+def up(
+    file: ExperimentFile,
+    overrides: Overrides = None,
+    nodes: Annotated[int | None, typer.Option(help="SuperNodes \\[default: run.clients]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with client-0, client-1, …, as atlas shards writes")
+    ] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="TLS, and SuperNodes with keys")] = False,
+    resume: Annotated[
+        Literal["never", "auto"], typer.Option(help="auto: go on with the run in --out, if any")
+    ] = "never",
+) -> None:
+    """Run an experiment as a deployment on this machine: a SuperLink and a SuperNode per client.
+
+    Example: atlas up demo --nodes 2 --tls --set run.rounds=1
+    """
+    size = [f"run.clients={nodes}"] if nodes is not None else []
+    config = _load(file, [*(overrides or []), *size], "ray")
+    if resume == "auto" and not (out or config.run.out):
+        raise typer.BadParameter("--resume auto needs a directory: name it with --out")
+    config = with_out(config, str(out) if out else None)
+    from atlas_flwr.apps.up import bring_up  # noqa: PLC0415 - torch loads for seconds
+
+    bring_up(Console(), config, data, tls, resume == "auto")
+
+
+@app.command()
+def shards(
+    file: ExperimentFile,
+    out: Annotated[Path, typer.Option(help="Folder of the clients' folders")],
+    overrides: Overrides = None,
+    full: Annotated[bool, typer.Option(help="Also the whole evaluation set, for tests")] = True,
+) -> None:
+    """Write each client's rows into a folder of its own, as a simulation deals them.
+
+    Example: atlas shards demo --out shards --no-full
+    """
+    config = _load(file, overrides)
+    from atlas_flwr.apps.shards import write_shards  # noqa: PLC0415 - torch loads for seconds
+
+    for folder in write_shards(config, out, full):
+        Console().print(str(folder), soft_wrap=True, highlight=False)
+
+
+@app.command()
+def certs(
+    folder: Annotated[Path, typer.Argument(help="Where certificates and keys are written")],
+    host: Annotated[
+        list[str] | None, typer.Option(help="Name or address of the SuperLink; may be repeated")
+    ] = None,
+    nodes: Annotated[int, typer.Option(help="Key pairs for so many SuperNodes")] = 0,
+    days: Annotated[int, typer.Option(help="How long the certificates hold")] = 365,
+) -> None:
+    """Make an authority, the SuperLink's certificate, and keys of SuperNodes.
+
+    Example: atlas certs keys --host superlink.example.org --nodes 3
+    """
+    from atlas_flwr.apps.certs import write_keys  # noqa: PLC0415
+
+    for path in write_keys(folder, host or [], nodes, days):
+        Console().print(str(path), soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -130,17 +222,14 @@ def compare(
     console.print(str(out.resolve() / "comparison.html"), style="bold", soft_wrap=True)
 
 
-def _load(
-    file: Path, overrides: list[str] | None, engine: str | None = None, out: Path | None = None
-) -> Config:
+def _load(file: Path, overrides: list[str] | None, engine: str | None = None) -> Config:
     """Return the checked config behind a command's arguments."""
     from atlas_flwr.apps.catalogue import experiment_file  # noqa: PLC0415
-    from atlas_flwr.config.load import load_config, with_out  # noqa: PLC0415
 
     items = list(overrides or [])
     if engine is not None:
         items.append(f"engine.kind={engine}")
-    return with_out(load_config(experiment_file(file), items), str(out) if out else None)
+    return load_config(experiment_file(file), items)
 
 
 def main() -> None:
@@ -156,18 +245,21 @@ def main() -> None:
     except ClickException as error:
         _say(f"{error.format_message()} See 'atlas --help'.")
         sys.exit(error.exit_code)
+    except RunStopped as error:
+        _say(str(error), "stopped")
+        sys.exit(error.exit_code)
     except AtlasError as error:
         _say(str(error))
         sys.exit(error.exit_code)
     if code == _INTERRUPTED:
-        Console(stderr=True).print("stopped by Ctrl-C", style="bold")
-        sys.exit(1)
+        _say("stopped by Ctrl-C before anything was written", "stopped")
+        sys.exit(3)
     sys.exit(code or 0)
 
 
-def _say(text: str) -> None:
+def _say(text: str, kind: str = "error") -> None:
     line = " ".join(text.split())
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {line}", markup=False)
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"{kind}: {line}", markup=False)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def export_models(config: Config, prepared: Prepared, state: State, out: Path) -
     folders: dict[str, Path] = {}
     for partition, task in enumerate(setting.tasks):
         served = prepared.method.model_for(state, partition)
-        if served.key in folders:
+        if served.key in folders or (served.private and partition in prepared.own_vaults):
             continue
         parts = _whole(served, out, partition, setting.initial_for(partition))
         loaded = load(model_spec(config), setting.num_labels[task], config.run.seed)

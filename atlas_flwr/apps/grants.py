@@ -9,18 +9,18 @@ from dataclasses import replace
 
 import numpy as np
 
+from atlas_flwr.apps.facts import DataFacts
 from atlas_flwr.config.devices import GB, DeviceProfile
 from atlas_flwr.config.schema import Config
-from atlas_flwr.data.tokenised import TokenisedTask
 from atlas_flwr.errors import ConfigError, ModelError
 from atlas_flwr.models.backbone import LoadedModel, load
 from atlas_flwr.models.footprint import predicted, step
 from atlas_flwr.ranks.budget import Budget, Grant, allowance, cost, rank_costs
 from atlas_flwr.ranks.memory import GRADIENT_BYTES, Memory, rank_bytes
 from atlas_flwr.training.precision import device_name, resolve_device
-from atlas_flwr.types import LoraFactors, ModelParts, Report, Update
+from atlas_flwr.types import Job, LoraFactors, ModelParts, Report, Update
 from atlas_flwr.wire import count_bytes, pack_update
-from clients.site import deal, model_spec
+from clients.site import model_spec
 from strategies.allocated import RankOptions
 from strategies.registry import parse_options, widest_rank
 
@@ -45,7 +45,7 @@ def check_device_ranks(config: Config) -> None:
             )
 
 
-def grants(config: Config, opened: Mapping[str, TokenisedTask]) -> tuple[Grant, ...]:
+def grants(config: Config, facts: DataFacts) -> tuple[Grant, ...]:
     """Return what each client's adapter may have; nobody has any under full fine-tuning.
 
     Budgets bind where the strategy gives ranks by itself. Elsewhere a client trains at its own
@@ -55,7 +55,7 @@ def grants(config: Config, opened: Mapping[str, TokenisedTask]) -> tuple[Grant, 
 
     Args:
         config: The experiment.
-        opened: Its tasks.
+        facts: What is known of the clients' rows.
 
     Raises:
         ConfigError: A device lacks the memory, or a budget leaves nothing for an adapter.
@@ -63,10 +63,7 @@ def grants(config: Config, opened: Mapping[str, TokenisedTask]) -> tuple[Grant, 
     """
     if config.model.adaptation == "full":
         return ()
-    return tuple(
-        _grant(config, partition, opened[config.task_of(partition)])
-        for partition in range(config.run.clients)
-    )
+    return tuple(_grant(config, partition, facts) for partition in range(config.run.clients))
 
 
 def uplink_overhead(
@@ -95,11 +92,13 @@ def uplink_overhead(
     parts = ModelParts(adapter=adapter, head=tensors)
     report = Report(sys.maxsize, {"loss": 1.0}, 1.0, sys.maxsize, device)
     numbers = sum(4 * math.prod(shape) for shape in parts.shapes().values())
-    return sum(count_bytes(pack_update(Update(0, report, parts))).values()) - numbers
+    job = Job(sys.maxsize, "train.sparse", sys.maxsize)
+    return sum(count_bytes(pack_update(Update(0, report, parts), job)).values()) - numbers
 
 
-def _grant(config: Config, partition: int, task: TokenisedTask) -> Grant:
+def _grant(config: Config, partition: int, facts: DataFacts) -> Grant:
     """Return one client's grant: what its own rank costs, or what its device's budgets leave."""
+    task = facts.tasks[config.task_of(partition)]
     loaded = load(model_spec(config), task.num_labels, config.run.seed)
     costs = rank_costs(loaded.backbone.shapes)
     ranks = config.module_ranks(config.rank_of(partition), costs)
@@ -108,7 +107,7 @@ def _grant(config: Config, partition: int, task: TokenisedTask) -> Grant:
     allots = widest_rank(config.strategy.name, config.strategy.options) > 0
     if allots:  # the same parameters, in any ranks
         own = replace(own, ranks=params // min(costs.values()))
-    batch = _largest_batch(config, partition, task)
+    batch = _largest_batch(config, partition, facts)
     try:
         resting = predicted(loaded, *batch[:2], device=batch[2])
     except ModelError:
@@ -166,12 +165,10 @@ def _afforded(config: Config, own: Grant, budget: Budget, loaded: LoadedModel) -
     )
 
 
-def _largest_batch(config: Config, partition: int, task: TokenisedTask) -> tuple[int, int, str]:
+def _largest_batch(config: Config, partition: int, facts: DataFacts) -> tuple[int, int, str]:
     """Return the rows of the client's largest batch, its tokens at most, and what it trains on."""
-    rows = deal(config, config.task_of(partition))[partition].train
-    longest = int(task.train.lengths[rows].max(initial=0))  # cut to max-length when tokenised
-    device = resolve_device(config.engine.device).type
-    return min(config.train.batch_size, len(rows)), longest, device
+    rows = min(config.train.batch_size, facts.rows[partition].train)
+    return rows, facts.longest[partition], resolve_device(config.engine.device).type
 
 
 def _check_memory(name: str, profile: DeviceProfile, resting: Memory, own: Grant | None) -> None:

@@ -7,22 +7,30 @@ from dataclasses import dataclass
 
 import torch
 
+from atlas_flwr.apps.facts import DataFacts, dealt_facts
 from atlas_flwr.apps.grants import check_device_ranks, grants
 from atlas_flwr.config.schema import Config
 from atlas_flwr.errors import ConfigError
-from atlas_flwr.models.backbone import longest_input
+from atlas_flwr.models.backbone import load, longest_input
 from atlas_flwr.training.precision import choose_precision, resolve_device
-from clients.site import deal, model_spec, open_task, rank_of, starting_parts, task_specs
+from clients.site import model_spec, rank_of, starting_parts, task_specs
 from strategies.base import Method, Setting
 from strategies.registry import STRATEGIES, build, parse_options, widest_rank
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked experiment: its method, and the label names of its tasks."""
+    """A checked experiment.
+
+    Attributes:
+        method: Its method.
+        label_names: Names of its tasks' classes.
+        own_vaults: Partitions whose private parts lie on a disk that the server can't read.
+    """
 
     method: Method
     label_names: dict[str, tuple[str, ...]]
+    own_vaults: frozenset[int] = frozenset()
 
 
 def check_names(config: Config) -> None:
@@ -78,8 +86,12 @@ def _check_length(config: Config) -> None:
         )
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, facts: DataFacts | None = None) -> Prepared:
     """Open the data, deal the rows, read the model and build the method.
+
+    Args:
+        config: The experiment.
+        facts: What is known of the rows, where clients have folders of their own.
 
     Raises:
         UserError: Anything that the user can mend, in one line.
@@ -89,15 +101,16 @@ def prepare(config: Config) -> Prepared:
     _check_share(config)
     _check_length(config)
     tasks = tuple(config.task_of(p) for p in range(config.run.clients))
-    opened = {name: open_task(config, name) for name in config.data.tasks}
-    rows = tuple(len(deal(config, task)[p].train) for p, task in enumerate(tasks))
+    facts = facts or dealt_facts(config)
+    opened, rows = facts.tasks, facts.rows
     ranks = tuple(rank_of(config, p) for p in range(config.run.clients))
     spaces = {(opened[task].num_labels, rank) for task, rank in zip(tasks, ranks, strict=True)}
     lora = config.model.adaptation == "lora"
     widest = widest_rank(config.strategy.name, config.strategy.options) if lora else 0
     if widest:
         spaces |= {(task.num_labels, widest) for task in opened.values()}
-    batches = (math.ceil(n / config.train.batch_size) for n in rows)
+    batches = (math.ceil(n.train / config.train.batch_size) for n in rows)
+    model = load(model_spec(config), opened[tasks[0]].num_labels, config.run.seed).model
     setting = Setting(
         tasks=tasks,
         num_labels={name: task.num_labels for name, task in opened.items()},
@@ -107,7 +120,12 @@ def prepare(config: Config) -> Prepared:
         seed=config.run.seed,
         initial={space: starting_parts(config, *space) for space in sorted(spaces)},
         scales={rank: config.scale_of(rank) for rank in range(1, widest + 1)},
-        grants=grants(config, opened),
+        grants=grants(config, facts),
+        fraction=config.run.fraction,
+        rounds=config.run.rounds,
+        rows=rows if facts.dealt else (),
+        features=int(model.config.hidden_size),
     )
     method = build(config.strategy.name, config.strategy.options, setting)
-    return Prepared(method, {name: task.label_names for name, task in opened.items()})
+    names = {name: task.label_names for name, task in opened.items()}
+    return Prepared(method, names, facts.own_vaults)

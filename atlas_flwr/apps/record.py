@@ -8,8 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from atlas_flwr.apps.keeping import Keeper
+from atlas_flwr.apps.resume import restore
 from atlas_flwr.config.load import dump_config
 from atlas_flwr.config.schema import Config
+from atlas_flwr.engine.checkpoint import Commit
+from atlas_flwr.engine.files import passed
 from atlas_flwr.results.events import append_event
 from atlas_flwr.results.provenance import provenance
 from atlas_flwr.results.ranked import ranks_line
@@ -22,7 +26,9 @@ from atlas_flwr.results.record import (
     final_scores,
     summary,
 )
-from atlas_flwr.results.store import RunWriter, atomic_write, prepare, to_json
+from atlas_flwr.results.store import RunWriter, prepare, read_extra, to_json
+from atlas_flwr.results.writing import atomic_write
+from strategies.state import State
 
 EVENTS = "events.jsonl"
 Watcher = Callable[[Mapping[str, Any]], None]
@@ -31,9 +37,18 @@ Watcher = Callable[[Mapping[str, Any]], None]
 class Recorder:
     """The run directory's writer, as the federation's observer.
 
+    Args:
+        config: The experiment.
+        out: The run directory.
+        engine: Name for the summary.
+        argv: The command as typed.
+        watch: Called with every event, in this process.
+        since: Where a run goes on from; None: from its beginning.
+        fresh: Whether the directory is a new one.
+
     Attributes:
         out: The run directory.
-        rounds: Records of the rounds that ended.
+        rounds: Records of the rounds that ended; those read back are plain.
     """
 
     def __init__(
@@ -43,16 +58,16 @@ class Recorder:
         engine: str,
         argv: Sequence[str],
         watch: Watcher | None = None,
+        since: Commit | None = None,
+        fresh: bool = True,
     ) -> None:
-        prepare(out)
         self.out, self._watch = out, watch
-        self.rounds: list[RoundRecord] = []
-        self._rows: list[ClientRow] = []
-        self._began = time.monotonic()
         self._facts = _facts(config, engine)
-        self._writer = RunWriter(out)
-        self._writer.write_config(dump_config(config))
-        self._writer.write_provenance(provenance(list(argv), config.run.seed))
+        self._began, self._before = time.monotonic(), since.seconds if since else 0.0
+        self._writer = self._opened(config, list(argv), since, fresh)
+        self.rounds: list[RoundRecord | Mapping[str, Any]] = [*self._writer.rounds_so_far()]
+        self._rows: list[ClientRow] = self._writer.rows_so_far()
+        self._keeper = Keeper(config, out, fresh)
         self.tell(
             "start",
             experiment=config.run.name,
@@ -62,7 +77,33 @@ class Recorder:
             rounds=config.run.rounds,
             clients=config.run.clients,
             tasks=list(config.data.tasks),
+            **({} if fresh else {"resumed": [_plain(r)["accuracy"] for r in self.rounds]}),
         )
+
+    def _opened(
+        self, config: Config, argv: list[str], since: Commit | None, fresh: bool
+    ) -> RunWriter:
+        """Return the writer of a new directory, or of one put back to where the run stood."""
+        if fresh:
+            prepare(self.out)
+            writer = RunWriter(self.out)
+            # The config comes last: from then on there is a run to go on with.
+            writer.write_provenance(provenance(argv, config.run.seed))
+            writer.write_config(dump_config(config))
+            return writer
+        restore(self.out, since)
+        reached = since.round if since else 0
+        writer = RunWriter.reopen(self.out, reached)
+        writer.replace_config(dump_config(config))
+        told = read_extra(self.out / "provenance.json")
+        again = {"after_round": reached, **provenance(argv, config.run.seed)}
+        writer.write_provenance({**told, "resumed": [*told.get("resumed", []), again]})
+        return writer
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far, earlier sessions included."""
+        return self._before + time.monotonic() - self._began
 
     def tell(self, event: str, **facts: Any) -> None:
         """Tell whoever watches, in this process or through the file."""
@@ -97,9 +138,21 @@ class Recorder:
 
     def round(self, record: RoundRecord) -> None:
         """A round has ended: its line is on disk before the next begins."""
+        passed("round-ended")
         self.rounds.append(record)
         self._writer.append_round(record)
+        passed("rows-written")
         self.tell("round", **record.to_dict())
+
+    def commit(self, state: State, moved: Bytes) -> State:
+        """Keep where the run stands; return what it goes on from.
+
+        Raises:
+            RunStopped: The run's time is up.
+        """
+        kept = self._keeper.commit(state, moved, self.seconds)
+        self._keeper.check_time(state.round)
+        return kept
 
     def clusters(self, facts: Mapping[str, Any]) -> None:
         """Clients have been clustered: the choice and its reasons go to ``clusters.json``.
@@ -124,9 +177,10 @@ class Recorder:
             final_rows: A ``final`` row for every client.
             moved: All bytes of the run.
         """
+        passed("exported")
         recorded = {row.partition for row in self._rows if row.phase == "final"}
         self._writer.add_rows(row for row in final_rows if row.partition not in recorded)
-        last = self.rounds[-1].round
+        last = _plain(self.rounds[-1])["round"]
         own = [row for row in self._rows if row.phase == "evaluate" and row.round == last]
         scores = final_scores(final_rows, own)
         self._finish("completed", scores, moved)
@@ -138,15 +192,27 @@ class Recorder:
         lines = (str(error) or type(error).__name__).splitlines()
         self.tell("error", text=lines[0])
 
+    def stop(self, why: str, moved: Bytes) -> None:
+        """Write the summary of a run that was stopped on purpose."""
+        self._finish("stopped", final_scores([], []), moved)
+        self.tell("stop", text=why)
+
+    def copied(self) -> None:
+        """Everything is written: copy the results to the run's mirror."""
+        self._keeper.finish()
+
     def _finish(self, status: Status, scores: Mapping[str, Any], moved: Bytes) -> None:
         peaks = [row.peak_memory_mb for row in self._rows if row.peak_memory_mb is not None]
-        seconds = time.monotonic() - self._began
         peak = max(peaks, default=None)
-        self._writer.finish(summary(self._facts, status, self.rounds, scores, moved, seconds, peak))
+        facts, seconds = self._facts, self.seconds
+        self._writer.finish(summary(facts, status, self.rounds, scores, moved, seconds, peak))
+        passed("closed")
 
 
-def close_unfinished(config: Config, out: Path, engine: str, error: str, seconds: float) -> None:
-    """Write the summary that a killed server could not: the rounds that ended, status failed.
+def close_unfinished(
+    config: Config, out: Path, engine: str, error: str, seconds: float, status: Status = "failed"
+) -> None:
+    """Write the summary that a killed server could not: the rounds that ended, and how.
 
     Does nothing where the server wrote its own, or had not begun to write.
 
@@ -156,6 +222,7 @@ def close_unfinished(config: Config, out: Path, engine: str, error: str, seconds
         engine: Name for the summary.
         error: One line on how it ended.
         seconds: Wall time of the run.
+        status: How it ended.
     """
     if not (out / "config.toml").exists() or (out / "summary.json").exists():
         return
@@ -167,8 +234,13 @@ def close_unfinished(config: Config, out: Path, engine: str, error: str, seconds
     peak = max((r["memory_mb"] for r in rounds if r["memory_mb"] is not None), default=None)
     facts, none = _facts(config, engine), final_scores([], [])
     writer = RunWriter.reopen(out, len(rounds))
-    writer.finish(summary(facts, "failed", rounds, none, moved, seconds, peak))
-    append_event(out / EVENTS, {"event": "error", "text": error})
+    writer.finish(summary(facts, status, rounds, none, moved, seconds, peak))
+    name = "stop" if status == "stopped" else "error"
+    append_event(out / EVENTS, {"event": name, "text": error})
+
+
+def _plain(record: RoundRecord | Mapping[str, Any]) -> Mapping[str, Any]:
+    return record.to_dict() if isinstance(record, RoundRecord) else record
 
 
 def _facts(config: Config, engine: str) -> RunFacts:

@@ -8,51 +8,103 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from atlas_flwr.apps.prepare import check_names, prepare, resolve
 from atlas_flwr.apps.record import EVENTS, Watcher, close_unfinished
-from atlas_flwr.apps.server import execute
+from atlas_flwr.apps.resume import Resumable, status_of
+from atlas_flwr.apps.server import DEPLOYED, execute
 from atlas_flwr.config.load import dump_config
 from atlas_flwr.config.schema import Config
 from atlas_flwr.engine.inline import InlineGrid
-from atlas_flwr.engine.launch import run_on_ray
-from atlas_flwr.errors import ConfigError, ResultError, RunFailed, UserError
+from atlas_flwr.engine.launch import EngineOutcome, run_on_ray
+from atlas_flwr.engine.launch_signals import signals_raise, who_stopped
+from atlas_flwr.engine.lock import LOCK
+from atlas_flwr.errors import ConfigError, ResultError, RunFailed, RunStopped, UserError
 from atlas_flwr.results.events import follow_events
+from atlas_flwr.results.record import Status
 from atlas_flwr.results.store import prepare as prepare_out
 
+CLAIM = ".command.lock"
 
-def run_experiment(config: Config, watch: Watcher) -> Path:
+
+Launcher = Callable[[Config, Path, str], EngineOutcome]
+"""Runs a resolved experiment file from where it is told on, over processes of its own."""
+
+
+def run_experiment(
+    config: Config,
+    watch: Watcher,
+    going_on: Resumable | None = None,
+    deployed: Launcher | None = None,
+) -> Path:
     """Run an experiment and return its run directory.
 
     Args:
         config: The experiment; ``run.out`` is set.
         watch: Called with every event while the run goes on.
+        going_on: The run to go on with; None begins one.
+        deployed: Runs it on a deployment instead of the engine it names.
 
     Raises:
         UserError: The input is wrong; nothing was started or overwritten.
         RunFailed: The run stopped before its end; its directory says why.
+        RunStopped: The run was stopped, and can be resumed.
     """
     if config.run.out is None:
         raise ConfigError("run.out: is required here")
     out = Path(config.run.out)
     check_names(config)
     config = _resolved(config)
-    with _made(out):
-        if config.engine.kind == "inline":
+    how = "the same atlas up with --resume auto" if deployed else f"atlas resume {out}"
+    with _told_how_to_go_on(out, how), _claimed(out) if going_on else _made(out):
+        if deployed is not None:
+            _on_flower(config, watch, going_on, deployed, DEPLOYED)
+        elif config.engine.kind == "inline":
             # Imported here: the ClientApp registers its handlers when it is imported.
             from atlas_flwr.apps.client import app  # noqa: PLC0415
 
             grid = InlineGrid(app, config.run.clients)
-            execute(grid, config, "inline", sys.argv, watch)
+            with signals_raise():
+                execute(grid, config, "inline", sys.argv, watch, going_on)
         else:
             prepare(config)
-            _on_ray(config, out, watch)
+            _on_flower(config, watch, going_on, _on_ray, "ray")
     return out
+
+
+@contextmanager
+def _told_how_to_go_on(out: Path, how: str) -> Iterator[None]:
+    """Say how to go on with a run that is stopped, whoever stopped it."""
+    try:
+        yield
+    except (RunStopped, KeyboardInterrupt, SystemExit) as error:
+        if not (out / "config.toml").exists():
+            raise  # it had not begun
+        raise RunStopped(f"{who_stopped(error)}; go on with: {how}") from error
+
+
+@contextmanager
+def _claimed(out: Path) -> Iterator[None]:
+    """Be the only command that runs in a directory.
+
+    Raises:
+        ResultError: Another one does.
+    """
+    lock = FileLock(out / CLAIM, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ResultError(f"{out}: another run is writing there; name another --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -60,16 +112,15 @@ def _made(out: Path) -> Iterator[None]:
     """Make and claim the run directory; input refused before a run began leaves nothing behind."""
     new = [folder for folder in (out, *out.parents) if not folder.exists()]
     prepare_out(out)
-    events = out / EVENTS
     try:
-        events.open("x").close()  # of two runs that start at once, one makes it
-    except FileExistsError as error:
-        raise ResultError(f"{out}: another run is writing there; name another --out") from error
-    try:
-        yield
+        with _claimed(out):
+            prepare_out(out)  # of two that begin at once, the second finds the first one's run
+            (out / EVENTS).write_bytes(b"")
+            yield
     except UserError:
-        if not events.stat().st_size:
-            events.unlink()
+        if not (out / "config.toml").exists():
+            for name in (EVENTS, CLAIM, LOCK):
+                (out / name).unlink(missing_ok=True)
         for folder in new:
             if any(folder.iterdir()):
                 break
@@ -104,44 +155,65 @@ def gpus_per_client(config: Config) -> float:
     return 1.0 / math.ceil(workers_of(config) / torch.cuda.device_count())
 
 
-def _on_ray(config: Config, out: Path, watch: Watcher) -> None:
-    """Run on Flower's Ray engine, passing on the events the ServerApp writes."""
+def _on_flower(
+    config: Config, watch: Watcher, going_on: Resumable | None, launch: Launcher, engine: str
+) -> None:
+    """Run on an engine of Flower's, passing on the events the ServerApp writes."""
+    out = Path(str(config.run.out))
     with tempfile.TemporaryDirectory(prefix="atlas-") as folder:
         resolved = Path(folder) / "config.toml"
         resolved.write_text(dump_config(config), encoding="utf-8")
-        with _closing(config, out), _following(out / EVENTS, watch):
-            outcome = run_on_ray(
-                resolved,
-                out,
-                supernodes=config.run.clients,
-                workers=workers_of(config),
-                threads=config.engine.threads,
-                gpus_per_client=gpus_per_client(config),
-            )
+        with _closing(config, out, engine), _following(out / EVENTS, watch):
+            outcome = launch(config, resolved, _resume_word(going_on))
     if outcome.status != "completed":
+        if status_of(out) == "stopped":
+            raise RunStopped(outcome.details)
         raise RunFailed(f"{outcome.details} (log: {outcome.log})")
 
 
+def _on_ray(config: Config, resolved: Path, resume: str) -> EngineOutcome:
+    return run_on_ray(
+        resolved,
+        Path(str(config.run.out)),
+        supernodes=config.run.clients,
+        workers=workers_of(config),
+        threads=config.engine.threads,
+        gpus_per_client=gpus_per_client(config),
+        resume=resume,
+    )
+
+
+def _resume_word(going_on: Resumable | None) -> str:
+    """Return what the ServerApp is told of where the run goes on from."""
+    if going_on is None:
+        return ""
+    return "auto" if going_on.commit is None else str(going_on.commit.round)
+
+
 @contextmanager
-def _closing(config: Config, out: Path) -> Iterator[None]:
+def _closing(config: Config, out: Path, engine: str) -> Iterator[None]:
     """Make sure that the run directory says how the run ended, also when its server was killed."""
     began, told = time.monotonic(), "the engine ended without a summary"
+    status: Status = "failed"
     try:
         yield
     except BaseException as error:
-        told = str(error) or type(error).__name__
+        told = who_stopped(error)
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            status = "stopped"
         raise
     finally:
-        close_unfinished(config, out, "ray", told.splitlines()[0], time.monotonic() - began)
+        seconds = time.monotonic() - began
+        close_unfinished(config, out, engine, told.splitlines()[0], seconds, status)
 
 
 @contextmanager
 def _following(path: Path, watch: Watcher) -> Iterator[None]:
-    """Pass on the events of another process while the block runs."""
-    done = threading.Event()
+    """Pass on the events of another process while the block runs, but for those of before."""
+    done, before = threading.Event(), path.stat().st_size if path.exists() else 0
 
     def follow() -> None:
-        for event in follow_events(path, done.is_set):
+        for event in follow_events(path, done.is_set, position=before):
             watch(event)
 
     thread = threading.Thread(target=follow, name="events", daemon=True)

@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
+import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid import InMemoryGrid
+from safetensors import SafetensorError
 
 from atlas_flwr.apps import guard  # noqa: F401 - checks, before the next lines import
 from atlas_flwr.apps.export import export_models
+from atlas_flwr.apps.facts import facts_of
 from atlas_flwr.apps.prepare import prepare, resolve
 from atlas_flwr.apps.record import Recorder, Watcher
+from atlas_flwr.apps.resume import Resumable, check_same, find_run
 from atlas_flwr.config.load import load_config, with_out
 from atlas_flwr.config.schema import Config
-from atlas_flwr.errors import ConfigError
+from atlas_flwr.engine.files import passed
+from atlas_flwr.engine.launch_signals import who_stopped
+from atlas_flwr.engine.lock import only_writer
+from atlas_flwr.engine.orphan import watch_parent
+from atlas_flwr.errors import ConfigError, RunFailed, RunStopped
+from atlas_flwr.results.record import Bytes
 from atlas_flwr.results.report import publish
-from strategies.federation import Federation
+from strategies.federation import HELLO_SECONDS, Federation
+from strategies.nodes import holdings
 from strategies.rules import Limits
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+DEPLOYED = "deployment"
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run-config names: ``config``, ``out``, ``overrides``."""
+    watch_parent()
     told = context.run_config
     if not told.get("config"):
         raise ConfigError(
@@ -39,11 +56,29 @@ def main(grid: Grid, context: Context) -> None:
     # Whatever the file says, these clients run where Flower runs them.
     engine = config.engine.model_copy(update={"kind": "ray"})
     config = resolve(config).model_copy(update={"engine": engine})
-    execute(grid, config, engine="ray", argv=sys.argv)
+    kind = "ray" if isinstance(grid, InMemoryGrid) else DEPLOYED
+    execute(grid, config, engine=kind, argv=sys.argv, going_on=_going_on(config, told))
+
+
+def _going_on(config: Config, told: Mapping[str, Any]) -> Resumable | None:
+    """Return the run to go on with: ``resume`` is empty, "auto", or the round of a commit."""
+    asked, out = str(told.get("resume") or ""), Path(str(config.run.out))
+    if not asked or (asked == "auto" and not (out / "config.toml").exists()):
+        return None
+    if asked != "auto" and not asked.isdecimal():
+        raise ConfigError(f"resume: 'auto' or the round of a commit, got '{asked}'")
+    found = find_run(out, since=None if asked == "auto" else int(asked))
+    check_same(config, found.config)
+    return found
 
 
 def execute(
-    grid: Grid, config: Config, engine: str, argv: Sequence[str], watch: Watcher | None = None
+    grid: Grid,
+    config: Config,
+    engine: str,
+    argv: Sequence[str],
+    watch: Watcher | None = None,
+    going_on: Resumable | None = None,
 ) -> None:
     """Run an experiment over a grid and write its run directory, plots and report.
 
@@ -53,30 +88,86 @@ def execute(
         engine: Name for the summary.
         argv: The command as typed, for the provenance.
         watch: Called with every event, in this process.
+        going_on: The run to go on with; None begins one.
 
     Raises:
         AtlasError: The run failed; its directory says so and holds what was measured.
+        RunStopped: It was stopped, and can be resumed.
     """
     if config.run.out is None:
         raise ConfigError("run.out: is required here")
-    prepared = prepare(config)
-    recorder = Recorder(config, Path(config.run.out), engine, argv, watch)
-    limits = Limits(
-        seed=config.run.seed,
-        rounds=config.run.rounds,
-        fraction=config.run.fraction,
-        timeout=config.run.client_timeout,
-        on_failure=config.run.on_failure,
-        min_results=config.run.min_results,
-    )
-    federation = Federation(prepared.method, limits, config.model_dump_json(), recorder)
-    try:
-        federation.start(grid)
-        final_rows = federation.evaluate_final(grid)
-        export_models(config, prepared, federation.state, recorder.out)
-    except BaseException as error:
-        recorder.fail(error, federation.moved)
+    out = Path(config.run.out)
+    # Nodes of a deployment may have rows of their own: the server learns of them what it must.
+    patience = min(config.run.client_timeout, HELLO_SECONDS)
+    held = holdings(grid, config.run.clients, patience) if engine == DEPLOYED else {}
+    prepared = prepare(config, facts_of(config, held))
+    with only_writer(out), disk_errors(out):
+        since = going_on.commit if going_on else None
+        recorder = Recorder(config, out, engine, argv, watch, since, fresh=going_on is None)
+        for why in going_on.passed_over if going_on else ():
+            recorder.tell("note", partition=None, text=f"an older commit is used: {why}")
+        for told in prepared.method.opening():
+            recorder.tell("note", partition=None, text=told)
+        state = (since.state, since.moved) if since else None
+        resolved = config.model_dump_json()
+        federation = Federation(prepared.method, limits_of(config), resolved, recorder, state)
+        try:
+            federation.start(grid)
+            final_rows = federation.evaluate_final(grid)
+            passed("scored")
+            export_models(config, prepared, federation.state, recorder.out)
+        except BaseException as error:
+            _close(recorder, error, federation.moved)
+            raise
+        recorder.complete(final_rows, federation.moved)
         publish(recorder.out)
-        raise
-    recorder.complete(final_rows, federation.moved)
-    publish(recorder.out)
+        recorder.copied()
+
+
+def limits_of(config: Config) -> Limits:
+    """Return how the run samples, waits and forgives."""
+    run = config.run
+    return Limits(
+        seed=run.seed,
+        rounds=run.rounds,
+        fraction=run.fraction,
+        timeout=run.client_timeout,
+        on_failure=run.on_failure,
+        min_results=run.min_results,
+        norm_ratio=config.firewall.norm_ratio,
+    )
+
+
+def _close(recorder: Recorder, error: BaseException, moved: Bytes) -> None:
+    """Write how a run ended that did not get to its end."""
+    try:
+        if isinstance(error, RunStopped | KeyboardInterrupt | SystemExit):
+            recorder.stop(who_stopped(error), moved)
+        else:
+            recorder.fail(error, moved)
+        publish(recorder.out)
+    except OSError as second:  # the disk that is full is full for this too: the first error tells
+        error.add_note(str(second))
+
+
+@contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """Say in one line that a file can't be written, and what is safe."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno not in _FULL:  # a network's, for one
+            raise
+        why = f"{error.filename or out}: {error.strerror or error}"
+        raise RunFailed(f"{why}; {_safe(out)}") from error
+    except SafetensorError as error:  # its files are written in Rust, whose errors are its own
+        if "os error" not in str(error):
+            raise
+        raise RunFailed(f"{out}: {error}; {_safe(out)}") from error
+
+
+def _safe(out: Path) -> str:
+    """Say what a run that can't write any longer leaves behind."""
+    if not (out / "config.toml").exists():
+        return "nothing was begun, run it again"
+    return f"rounds that were committed are safe, go on with: atlas resume {out}"

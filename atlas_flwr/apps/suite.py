@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.text import Text
 
+from atlas_flwr.apps.resume import Resumable
 from atlas_flwr.apps.run import run_experiment
 from atlas_flwr.apps.suite_check import check_suite
 from atlas_flwr.apps.suite_folders import (
@@ -26,14 +27,16 @@ from atlas_flwr.apps.suite_folders import (
     row_of,
     set_aside,
     status,
+    stopped_run,
 )
 from atlas_flwr.config.load import with_out
 from atlas_flwr.config.suite_cells import Cell, Suite
-from atlas_flwr.errors import AtlasError, ResultError, RunFailed
+from atlas_flwr.errors import AtlasError, ResultError, RunFailed, RunStopped
 from atlas_flwr.results.provenance import provenance
 from atlas_flwr.results.series import show, show_seconds
-from atlas_flwr.results.store import atomic_write, read_run, to_json
+from atlas_flwr.results.store import read_run, to_json
 from atlas_flwr.results.suite_table import suite_csv, suite_table
+from atlas_flwr.results.writing import atomic_write
 
 LOG = "errors.log"
 SCORE = "final.own.accuracy on data.holdout"
@@ -54,6 +57,7 @@ def run_suite(suite: Suite, out: Path, console: Console) -> None:
     Raises:
         UserError: Before anything ran: a config is wrong, or a folder holds another run.
         RunFailed: At the end: a run failed.
+        RunStopped: It was stopped; the same command goes on, within a run too.
     """
     total = len(check_suite(suite, out))
     with _claimed(out):
@@ -187,14 +191,15 @@ class _Runner:
         """Run a cell unless it is finished; return what it failed of."""
         folder = self.out / cell.folder
         finished = is_finished(folder, cell.config)
-        aside = None if finished else set_aside(folder)
+        going_on = None if finished else stopped_run(folder, cell.config)
+        aside = None if finished or going_on else set_aside(folder)
         if aside is not None:
             place = folder.relative_to(self.out)
             self._say(f"{place}: did not finish; kept as {aside.name}", "yellow")
         self._begin(cell)
         began, error = time.monotonic(), None
         if not finished:
-            error = self._try(cell, folder)
+            error = self._try(cell, folder, going_on)
         if error is not None:
             self._say(f"failed: {error}", "bold red")
             self.failures.append(f"{cell.title}: {error}")
@@ -205,13 +210,18 @@ class _Runner:
         self._say(f"{accuracy} {took}")
         return None
 
-    def _try(self, cell: Cell, folder: Path) -> str | None:
-        """Run a cell; return the one line of its error, whose trace goes to ``errors.log``."""
+    def _try(self, cell: Cell, folder: Path, going_on: Resumable | None) -> str | None:
+        """Run a cell; return the one line of its error, whose trace goes to ``errors.log``.
+
+        Raises:
+            RunStopped: The run was stopped, and the suite with it.
+        """
         try:
-            run_experiment(with_out(cell.config, str(folder)), lambda event: None)
-        except KeyboardInterrupt:
+            config = going_on.config if going_on else with_out(cell.config, str(folder))
+            run_experiment(config, lambda event: None, going_on)
+        except (KeyboardInterrupt, RunStopped) as error:
             self._say("stopped; the same command goes on from here", "yellow")
-            raise
+            raise RunStopped("the same atlas suite command goes on from here") from error
         except AtlasError as error:
             return " ".join(str(error).split())
         except Exception as error:  # the runs that follow are other experiments

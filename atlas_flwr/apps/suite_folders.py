@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas_flwr.apps.prepare import resolve
+from atlas_flwr.apps.resume import Resumable, find_run
 from atlas_flwr.config.load import dump_config, parse_config
 from atlas_flwr.config.schema import Config
 from atlas_flwr.config.suite import flatten
@@ -70,6 +71,22 @@ def difference(folder: Path, config: Config, ignore: Collection[str] = ()) -> st
 
 def _resolved(config: Config) -> dict[str, object]:
     return flatten(tomllib.loads(dump_config(resolve(config))))
+
+
+def stopped_run(folder: Path, config: Config) -> Resumable | None:
+    """Return where a killed or stopped run of a config stands; None where it can't go on.
+
+    One that failed is run again from its beginning, and so is one without a whole commit.
+    """
+    if status(folder) not in (None, "stopped") or not (folder / "config.toml").exists():
+        return None
+    if difference(folder, config) is not None:
+        return None
+    try:
+        found = find_run(folder)
+    except ResultError:
+        return None
+    return found if found.commit else None
 
 
 def set_aside(folder: Path) -> Path | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -20,6 +21,7 @@ from pydantic import (
 )
 
 from atlas_flwr.config.devices import DEVICES, DeviceProfile
+from atlas_flwr.config.durations import checked_span
 from atlas_flwr.config.ranks import flat_pattern, module_ranks
 
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
@@ -35,6 +37,7 @@ Names = Annotated[
     BeforeValidator(lambda v: (v,) if isinstance(v, str) else v),
     Field(min_length=1),
 ]
+Span = Annotated[str, AfterValidator(checked_span)]
 Ranks = Annotated[
     tuple[PositiveInt, ...],
     BeforeValidator(lambda v: v if isinstance(v, list | tuple) else (v,)),
@@ -68,7 +71,12 @@ class RunSection(Section):
     min_results: PositiveInt = 1
     """Replies a round needs when ``on-failure`` is ``skip``."""
     client_timeout: PositiveFloat = 3600.0
-    """Seconds without any reply after which the clients still missing are named as lost."""
+    """Seconds without any reply after which the clients still missing are named as lost; on Ray
+    also the longest that one client may work."""
+    stop_after: Span | None = None
+    """Time such as "3h30m" after which the run stops between two rounds, to be resumed."""
+    mirror: str | None = None
+    """A folder that gets a copy of every commit, in one named like the run's own."""
     out: str | None = None
 
 
@@ -184,6 +192,13 @@ class EngineSection(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+class FirewallSection(Section):
+    """What an answer must be before any strategy sees it, beside the schema, which has no key."""
+
+    norm_ratio: NonNegativeFloat = 10.0
+    """How many times the median norm of its like an answer may have; 0: any norm passes."""
+
+
 class Config(Section):
     """One experiment."""
 
@@ -197,6 +212,7 @@ class Config(Section):
     device: tuple[DeviceSection, ...] = ()
     strategy: StrategySection = StrategySection()
     engine: EngineSection = EngineSection()
+    firewall: FirewallSection = FirewallSection()
 
     @property
     def head_policy(self) -> Literal["shared", "per_task", "personal", "local"]:

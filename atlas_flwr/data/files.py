@@ -26,7 +26,9 @@ def task_files(path: Path, name: str) -> tuple[Path, ...]:
         DataError: Nothing is there, the suffix is unknown, or a split is missing or there twice.
     """
     if path.is_dir():
-        return tuple(_split_file(path, split, name) for split in ("train", "validation"))
+        return tuple(
+            split_file(path, split, f"task.{name}.path") for split in ("train", "validation")
+        )
     if not path.exists():
         raise DataError(f"task.{name}.path: {path} does not exist")
     if path.suffix not in SUFFIXES:
@@ -34,21 +36,36 @@ def task_files(path: Path, name: str) -> tuple[Path, ...]:
     return (path,)
 
 
-def _split_file(folder: Path, split: str, name: str) -> Path:
+def split_file(folder: Path, split: str, key: str) -> Path:
+    """Return the one file of a folder that holds a split.
+
+    Args:
+        folder: The folder.
+        split: Its name without a suffix.
+        key: What named the folder, for the message.
+
+    Raises:
+        DataError: There is none, or more than one.
+    """
     found = [p for p in (folder / f"{split}{suffix}" for suffix in SUFFIXES) if p.is_file()]
     if not found:
-        raise DataError(f"task.{name}.path: {folder} has no {split}.* file ({', '.join(SUFFIXES)})")
+        raise DataError(f"{key}: {folder} has no {split}.* file ({', '.join(SUFFIXES)})")
     if len(found) > 1:
         both = " and ".join(p.name for p in found)
-        raise DataError(f"task.{name}.path: {folder} has {both}; keep one")
+        raise DataError(f"{key}: {folder} has {both}; keep one")
     return found[0]
 
 
-def read_columns(path: Path, names: Sequence[str]) -> Columns:
+def read_columns(path: Path, names: Sequence[str], *, empty: bool = False) -> Columns:
     """Return the named columns of a file as lists; a missing value is ``None``.
 
     Csv and tsv cells are all text (``"NA"`` stays ``"NA"``); tsv is read without quoting, as GLUE
     writes it. Parquet and jsonl keep their types.
+
+    Args:
+        path: The file.
+        names: Columns wanted.
+        empty: Whether a file without rows is fine.
 
     Raises:
         DataError: The file is missing or broken, lacks a column, or has no rows.
@@ -60,9 +77,31 @@ def read_columns(path: Path, names: Sequence[str]) -> Columns:
         columns = reader(path, names)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: can't be read: {first_line(error)}") from error
-    if not columns[names[0]]:
+    if not columns[names[0]] and not empty:
         raise DataError(f"{path}: has no rows")
     return columns
+
+
+def count_rows(path: Path) -> int:
+    """Return how many rows a file has; a parquet file's are not read.
+
+    Raises:
+        DataError: The file can't be read.
+    """
+    try:
+        if path.suffix == ".parquet":
+            return int(pq.read_metadata(path).num_rows)
+        if path.suffix == ".jsonl":
+            with path.open(encoding="utf-8") as lines:
+                return sum(bool(line.strip()) for line in lines)
+        parse = pacsv.ParseOptions(
+            delimiter="\t" if path.suffix == ".tsv" else ",",
+            quote_char=False if path.suffix == ".tsv" else '"',
+            newlines_in_values=path.suffix != ".tsv",
+        )
+        return int(pacsv.read_csv(path, parse_options=parse).num_rows)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: can't be read: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -104,6 +104,11 @@ def source_identity(spec: TaskSpec, root: str | None) -> list[str]:
     else:
         assert spec.hub is not None
         return [*spec.hub, _hub_hash(*spec.hub)]
+    return files_identity(files)
+
+
+def files_identity(files: Sequence[Path]) -> list[str]:
+    """Return what changes when one of some files does: path, size and modification time."""
     stats = [(file.resolve(), file.stat()) for file in files]
     return [f"{path}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in stats]
 

@@ -6,8 +6,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,13 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from atlas_flwr.data.files import first_line
-from atlas_flwr.data.load import Rows, is_split_by_seed, load_rows, source_identity
+from atlas_flwr.data.load import (
+    Rows,
+    TaskRows,
+    is_split_by_seed,
+    load_rows,
+    source_identity,
+)
 from atlas_flwr.data.tasks import TaskSpec
 from atlas_flwr.errors import DataError
 
@@ -115,7 +122,6 @@ def open_tokenised(
     Raises:
         DataError: The rows can't be had, or the folder can't be written.
     """
-    folder = cache_dir or _default_cache()
     key = {
         "format": FORMAT_VERSION,
         "spec": asdict(spec),
@@ -124,10 +130,34 @@ def open_tokenised(
         "max_length": max_length,
         "seed": seed if is_split_by_seed(spec) else None,
     }
+    read = partial(load_rows, spec, root, seed)
+    return open_rows(cache_dir, key, read, tokenizer, max_length)
+
+
+def open_rows(
+    cache_dir: Path | None,
+    key: Mapping[str, Any],
+    read: Callable[[], TaskRows],
+    tokenizer: Any,
+    max_length: int,
+) -> TokenisedTask:
+    """Return the token tables that a key names: held already, on disk, or made now.
+
+    Args:
+        cache_dir: Folder of the files; default ``$ATLAS_CACHE``, else ``~/.cache/atlas-flwr``.
+        key: Everything that the tables depend on, as plain values.
+        read: Reads the rows.
+        tokenizer: A Hugging Face tokenizer.
+        max_length: Tokens kept of a row.
+
+    Raises:
+        DataError: The rows can't be had, or the cache can't be written.
+    """
+    folder = cache_dir or _default_cache()
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     path = folder.resolve() / f"{digest}.arrow"
     if path not in _open:
-        _open[path] = _read(path) or _build(path, spec, tokenizer, max_length, root, seed)
+        _open[path] = _read(path) or _build(path, read, tokenizer, max_length)
     return _open[path]
 
 
@@ -176,7 +206,7 @@ def _digest(batches: Sequence[Any]) -> str:
 
 
 def _build(
-    path: Path, spec: TaskSpec, tokenizer: Any, max_length: int, root: str | None, seed: int
+    path: Path, read: Callable[[], TaskRows], tokenizer: Any, max_length: int
 ) -> TokenisedTask:
     """Tokenise under the file's lock, unless another process did while this one waited."""
     try:
@@ -184,7 +214,7 @@ def _build(
         with FileLock(f"{path}.lock"):
             done = _read(path)
             if done is None:
-                rows = load_rows(spec, root, seed)
+                rows = read()
                 batches = [
                     _encode(part, tokenizer, max_length) for part in (rows.train, rows.validation)
                 ]
@@ -208,7 +238,7 @@ def _build(
 def _encode(rows: Rows, tokenizer: Any, max_length: int) -> Any:
     """Tokenise rows into one record batch; its lists lie end to end."""
     first = [texts[0] for texts in rows.texts]
-    second = [texts[1] for texts in rows.texts] if len(rows.texts[0]) == 2 else None
+    second = [texts[1] for texts in rows.texts] if rows.texts and len(rows.texts[0]) == 2 else None
     ids: list[list[int]] = []
     types: list[list[int]] = []
     for start in range(0, len(first), _TOKENISE_ROWS):
@@ -225,7 +255,7 @@ def _encode(rows: Rows, tokenizer: Any, max_length: int) -> Any:
         types += encoded.get("token_type_ids", [])
     offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
     columns = {"input_ids": _lists(ids, offsets, np.int32)}
-    if types:
+    if types or (not ids and "token_type_ids" in tokenizer.model_input_names):
         columns["token_type_ids"] = _lists(types, offsets, np.int8)
     columns["labels"] = pa.array(rows.labels)
     return pa.RecordBatch.from_pydict(columns)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import tomli_w
 
 import atlas_flwr
+from atlas_flwr.engine.orphan import PARENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -109,6 +110,7 @@ def environment_for(
     kept = {key: value for key, value in base.items() if not key.startswith(_FOREIGN)}
     quiet = {
         "FLWR_HOME": str(area.home),
+        PARENT: str(os.getpid()),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -163,14 +165,23 @@ def program_folder() -> Path:
     return next((folder for folder in folders if (folder / SUPERLINK).exists()), folders[0])
 
 
-def write_connection(area: Area, port: int) -> None:
-    """Write the Flower config that names this run's SuperLink, and nothing else."""
-    link = {"address": f"{LOOPBACK}:{port}", "insecure": True}
+def write_connection(area: Area, port: int, authority: Path | None = None) -> None:
+    """Write the Flower config that names this run's SuperLink, and nothing else.
+
+    Args:
+        area: The run's folders.
+        port: The SuperLink's port.
+        authority: Certificate of the authority it is checked against; plain HTTP without one.
+    """
+    safe: dict[str, str | bool] = {"insecure": True}
+    if authority is not None:
+        safe = {"root-certificates": str(authority)}
+    link = {"address": f"{LOOPBACK}:{port}", **safe}
     config = {"superlink": {"default": CONNECTION, CONNECTION: link}}
     (area.home / "config.toml").write_text(tomli_w.dumps(config), encoding="utf-8")
 
 
-def write_app(area: Area, apps: AppRefs, config_file: Path, out: Path) -> None:
+def write_app(area: Area, apps: AppRefs, config_file: Path, out: Path, resume: str = "") -> None:
     """Write the app folder: one file, which names the apps and holds the run's settings.
 
     The code itself is imported from the environment, so there is one copy of it and no 10 MB
@@ -180,7 +191,7 @@ def write_app(area: Area, apps: AppRefs, config_file: Path, out: Path) -> None:
     app = {
         "publisher": "atlas",
         "components": {"serverapp": apps.server, "clientapp": apps.client},
-        "config": {"config": str(config_file), "out": str(out), "overrides": ""},
+        "config": {"config": str(config_file), "out": str(out), "overrides": "", "resume": resume},
     }
     project = {"name": APP_NAME, "version": "0.0.0"}
     text = tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -17,9 +18,12 @@ from atlas_flwr.errors import RunFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from atlas_flwr.engine.launch_area import Area
 
+# As in flwr/cli/local_superlink.py, state in memory.
+SIMULATION = ("--insecure", "--simulation", "--isolation", "subprocess")
 PORT_TRIES = 5
 START_SECONDS = 60.0
 TERM_SECONDS = 3.0
@@ -55,10 +59,23 @@ class ProcessTree:
     seen: set[psutil.Process]
 
     @classmethod
-    def start(cls, command: Sequence[str], area: Area, env: Mapping[str, str]) -> ProcessTree:
-        """Start `command` in the area's empty folder, in its own session, printing to its log."""
+    def start(
+        cls,
+        command: Sequence[str],
+        area: Area,
+        env: Mapping[str, str],
+        log_file: Path | None = None,
+    ) -> ProcessTree:
+        """Start `command` in the area's empty folder, in its own session, printing to a log.
+
+        Args:
+            command: The program and its words.
+            area: The run's folders.
+            env: Its whole environment.
+            log_file: Its log; the area's unless given.
+        """
         wrapped = [sys.executable, "-I", "-c", _FOLLOW_PARENT, *command]
-        with area.log.open("wb") as log:
+        with (log_file or area.log).open("wb") as log:
             daemon = subprocess.Popen(
                 wrapped,
                 env=dict(env),
@@ -164,14 +181,20 @@ def start_superlink(
     env: Mapping[str, str],
     adopt: Callable[[ProcessTree], None],
     tick: Callable[[], None],
+    words: Sequence[str] = SIMULATION,
+    authority: Path | None = None,
+    port: int | None = None,
 ) -> int:
-    """Start a SuperLink for simulations on a free port and wait until it answers.
+    """Start a SuperLink on a free port and wait until it answers.
 
     Args:
         area: The run's folders.
         env: The run's environment.
         adopt: Is handed each process tree the moment it exists, so that the caller can stop it.
         tick: Called while waiting.
+        words: What it serves and how; simulations in plain HTTP unless given.
+        authority: Certificate of the authority it is checked against, where it speaks TLS.
+        port: The one port to take; any free one unless given.
 
     Returns:
         The port.
@@ -180,28 +203,38 @@ def start_superlink(
         RunFailed: The daemon ended, did not answer in time, or found no free port.
     """
     for _ in range(PORT_TRIES):
-        port = free_port()
-        tree = ProcessTree.start(_superlink_command(port), area, env)
+        chosen = port or free_port()
+        tree = ProcessTree.start(_superlink_command(chosen, words), area, env)
         adopt(tree)
         try:
-            _wait_for_answer(tree, area, port, tick)
+            _wait_for_answer(tree, area, chosen, tick, authority)
         except PortTaken:
             tree.stop()
             continue
-        return port
+        return chosen
     raise RunFailed(f"no free port on {LOOPBACK} for Flower's SuperLink after {PORT_TRIES} tries")
 
 
-def _superlink_command(port: int) -> list[str]:
-    """Return the daemon's command line (as in flwr/cli/local_superlink.py, state in memory)."""
-    program = program_folder() / SUPERLINK
+def _superlink_command(port: int, words: Sequence[str]) -> list[str]:
+    """Return the daemon's command line."""
+    return [program_path(SUPERLINK), *words, "--host", LOOPBACK, "--port", str(port)]
+
+
+def program_path(name: str) -> str:
+    """Return where one of Flower's programs is.
+
+    Raises:
+        RunFailed: It is not installed beside this Python.
+    """
+    program = program_folder() / name
     if not program.is_file():
         raise RunFailed(f"{program} is missing: install 'flwr[simulation]' in this environment")
-    words = "--insecure --simulation --isolation subprocess"
-    return [str(program), *words.split(), "--host", LOOPBACK, "--port", str(port)]
+    return str(program)
 
 
-def _wait_for_answer(tree: ProcessTree, area: Area, port: int, tick: Callable[[], None]) -> None:
+def _wait_for_answer(
+    tree: ProcessTree, area: Area, port: int, tick: Callable[[], None], authority: Path | None
+) -> None:
     """Wait until our own daemon, and not some other program, answers on the port."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
@@ -209,7 +242,7 @@ def _wait_for_answer(tree: ProcessTree, area: Area, port: int, tick: Callable[[]
             if "address already in use" in area.log.read_text(errors="replace").lower():
                 raise PortTaken
             raise RunFailed(f"Flower's SuperLink ended with code {code} before it was ready")
-        if listens(tree.daemon.pid, port) and _healthy(port):
+        if listens(tree.daemon.pid, port) and _healthy(port, authority):
             return
         tick()
         time.sleep(_PAUSE)
@@ -225,9 +258,13 @@ def listens(pid: int, port: int) -> bool:
     return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections)
 
 
-def _healthy(port: int) -> bool:
-    """Ask the SuperLink's /health; a plain connection, so that no proxy is asked."""
-    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=2)
+def _healthy(port: int, authority: Path | None) -> bool:
+    """Ask the SuperLink's /health; a direct connection, so that no proxy is asked."""
+    if authority is None:
+        connection = http.client.HTTPConnection(LOOPBACK, port, timeout=2)
+    else:
+        trust = ssl.create_default_context(cafile=str(authority))
+        connection = http.client.HTTPSConnection(LOOPBACK, port, timeout=2, context=trust)
     try:
         connection.request("GET", "/health")
         return connection.getresponse().status == http.client.OK

@@ -67,11 +67,17 @@ def keep_log(area: Area, out: Path, run_log: str) -> Path:
         for title, text in (
             ("the run", run_log),
             ("SuperLink", _read(area.log)),
+            *((f"SuperNode: {path.stem}", _read(path)) for path in _node_logs(area)),
             *((f"Ray: {path.name}", _read(path)) for path in _ray_errors(area)),
         ):
             if text.strip():
                 file.write(f"===== {title}\n{_COLOUR.sub('', text).rstrip()}\n")
     return kept
+
+
+def _node_logs(area: Area) -> list[Path]:
+    """Return what each SuperNode of a deployment printed."""
+    return sorted(area.root.glob("node-*.log"))
 
 
 def _ray_errors(area: Area) -> list[Path]:

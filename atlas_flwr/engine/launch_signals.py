@@ -38,6 +38,15 @@ def signals_raise() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def who_stopped(error: BaseException) -> str:
+    """Return who stopped a run, in words: the error's own, Ctrl-C, or a signal by its name."""
+    if isinstance(error, KeyboardInterrupt):
+        return "by Ctrl-C"
+    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
+        return f"by {signal.Signals(error.code - 128).name}"
+    return str(error) or type(error).__name__
+
+
 @contextmanager
 def signals_wait() -> Iterator[None]:
     """Hold Ctrl-C, SIGTERM and SIGHUP back inside the block; the first is delivered at its end.

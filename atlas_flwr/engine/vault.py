@@ -1,7 +1,7 @@
 """A client's own disk: what must stay private, and what it was sent before, by round.
 
-One safetensors file a round, written atomically. The parts a round started from stay beside those
-it made, so that it can be repeated. Nothing here is ever sent.
+One safetensors file a round, written atomically. The parts that a commit of the last rounds counts
+on stay beside the newest, so that a run can go on from any of them. Nothing here is ever sent.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from atlas_flwr.engine.checkpoint import KEPT
 from atlas_flwr.errors import AtlasError
 from atlas_flwr.flat import KINDS, flatten, unflatten
+from atlas_flwr.results.writing import write_synced
 from atlas_flwr.types import ModelParts
 
 
@@ -23,11 +25,12 @@ class Vault:
     """Parts of one partition, kept under ``root/client-<partition>/<shelf>/``."""
 
     def __init__(self, root: Path, partition: int, shelf: str = "") -> None:
-        self._folder = root / f"client-{partition}" / shelf
-        self._partition = partition
+        self._root, self._partition, self._shelf = root, partition, shelf
 
     def save(self, round_: int, parts: ModelParts, since: int = 0) -> None:
-        """Write the parts as of the end of a round; only those they came from stay beside them.
+        """Write the parts as of the end of a round, and remove what no commit can count on.
+
+        A commit counts on the last parts up to its round; the one in progress will be the next.
 
         Args:
             round_: The round that made them.
@@ -35,7 +38,6 @@ class Vault:
             since: The round they continue from, which the server may ask for again: an answer can
                 be lost on its way.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
         # safetensors writes the buffer as it lies: other layouts would come back scrambled.
         tensors = {
             f"{kind}/{name}": np.asarray(tensor, order="C")
@@ -44,12 +46,19 @@ class Vault:
         }
         scales = {module: factors.scale for module, factors in parts.adapter.items()}
         path = self._path(round_)
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        save_file(tensors, temporary, metadata={"scales": json.dumps(scales)})
-        os.replace(temporary, path)
-        rounds = {int(p.stem.removeprefix("round-")) for p in self._folder.glob("round-*")}
+        data = save(tensors, metadata={"scales": json.dumps(scales)})
+        try:
+            write_synced(temporary, data)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        rounds = {int(p.stem.removeprefix("round-")) for p in path.parent.glob("round-*")}
+        oldest = max((r for r in rounds if r <= round_ - 1 - KEPT), default=0)
         for old in rounds - {round_, since}:
-            self._path(old).unlink()
+            if old < oldest:
+                self._path(old).unlink()
 
     def load(self, round_: int) -> ModelParts:
         """Return the parts as of the end of a round.
@@ -72,4 +81,10 @@ class Vault:
         return unflatten(kinds, scales)  # type: ignore[arg-type]
 
     def _path(self, round_: int) -> Path:
-        return self._folder / f"round-{round_}.safetensors"
+        return self._root / vault_name(self._partition, round_, self._shelf)
+
+
+def vault_name(partition: int, round_: int, shelf: str = "") -> str:
+    """Return where a partition's parts of a round lie in the vault."""
+    folder = f"client-{partition}/{shelf}" if shelf else f"client-{partition}"
+    return f"{folder}/round-{round_}.safetensors"

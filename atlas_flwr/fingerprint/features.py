@@ -19,6 +19,7 @@ from atlas_flwr.models.backbone import LoadedModel
 from atlas_flwr.training import precision as prec
 from atlas_flwr.training.batches import TokenTable, by_length
 from atlas_flwr.training.local import to_device
+from atlas_flwr.training.memory import with_smaller_batches
 from atlas_flwr.types import Tensors
 
 Kind = Literal["class_means", "embedding", "mean_gradient", "rms_gradient"]
@@ -91,7 +92,9 @@ def fingerprint(  # noqa: PLR0913 - all of them optional but the first six
             return summarise_vectors(
                 *gradients.of_halves(loaded, table, rows, plan, seed=seed, rng=rng)
             )
-        features = mean_hidden(loaded, table, rows, batch_size, where)
+        features = with_smaller_batches(
+            lambda size: mean_hidden(loaded, table, rows, size, where), batch_size, "fingerprint"
+        )
     classes, own = (num_labels, labels) if kind == "class_means" else (1, np.zeros_like(labels))
     return summarise(
         features, own, classes, seed=seed, rng=rng, clip=clip, noise=noise, limit=limit
@@ -138,7 +141,9 @@ def subspace_of(  # noqa: PLR0913 - all of them optional but the first five
     where = prec.resolve_device(device)
     loaded.model.to(where).eval()
     with prec.threads_of(threads):
-        features = mean_hidden(loaded, table, rows, batch_size, where)
+        features = with_smaller_batches(
+            lambda size: mean_hidden(loaded, table, rows, size, where), batch_size, "fingerprint"
+        )
     classes = num_labels if class_wise else 1
     return subspace.subspace(
         features, table.labels[rows], classes, dimensions, seed=seed, limit=limit

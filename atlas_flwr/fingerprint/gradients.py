@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from atlas_flwr.fingerprint.summary import split
 from atlas_flwr.models.backbone import LoadedModel
 from atlas_flwr.training.batches import TokenTable
 from atlas_flwr.training.local import to_device
+from atlas_flwr.training.memory import with_smaller_batches
 
 _BLOCKS = 2  # the last ones: what is closest to the task
 
@@ -31,7 +32,7 @@ class Plan:
     Attributes:
         squared: The root of the mean square over single rows, instead of the mean.
         limit: Bytes of the fingerprint.
-        batch_size: Rows of one pass of the mean.
+        batch_size: Rows of one pass; 1 where single rows are squared.
         device: Where the model is.
     """
 
@@ -64,7 +65,17 @@ def of_halves(
     with _bare(loaded) as weights:
         total = sum(weight.numel() for weight in weights.values())
         _, width = sketch.layout(total, 1, plan.limit)
-        found = [_sketched(loaded, table, part, plan, weights, width, seed) for part in parts]
+        step = 1 if plan.squared else plan.batch_size
+        found = [
+            with_smaller_batches(
+                lambda size, part=part: _sketched(  # type: ignore[misc]
+                    loaded, table, part, replace(plan, batch_size=size), weights, width, seed
+                ),
+                step,
+                "fingerprint",
+            )
+            for part in parts
+        ]
     both = np.stack(found)
     if not np.isfinite(both).all():
         raise AtlasError("fingerprint: the gradient is not finite")
@@ -82,9 +93,8 @@ def _sketched(
 ) -> NDArray[np.float64]:
     """Return the sketch of one half's gradient, ``(width,)``."""
     sums = [torch.zeros_like(weight) for weight in weights.values()]
-    step = 1 if plan.squared else plan.batch_size
-    for start in range(0, len(rows), step):
-        batch = table.batch(rows[start : start + step], loaded.pad_token_id)
+    for start in range(0, len(rows), plan.batch_size):
+        batch = table.batch(rows[start : start + plan.batch_size], loaded.pad_token_id)
         tensors = to_device(batch, plan.device)
         labels = tensors.pop("labels")
         logits = loaded.model(**tensors).logits.float()

@@ -35,9 +35,10 @@ from atlas_flwr.results.series import (
     show_seconds,
     tasks_of,
 )
-from atlas_flwr.results.store import RunResult, atomic_write
+from atlas_flwr.results.store import RunResult
 from atlas_flwr.results.svg_parts import Series
 from atlas_flwr.results.sweeps import NOT_COMPARED, flat, sweep_figures
+from atlas_flwr.results.writing import atomic_write
 
 _ERROR = "Error: the aggregation error of the last round."
 COLUMNS = (

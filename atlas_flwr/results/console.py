@@ -111,7 +111,7 @@ class Progress:
         head = Text(self.start.get("experiment", "starting"), style="bold")
         at = f"round {min(len(self.accuracies) + 1, rounds)}/{rounds}" if self.start else ""
         grid.add_row(head, ProgressBar(rounds, len(self.accuracies), width=30), at, self._doing())
-        if not self.accuracies:
+        if not self.last_round:
             return grid
         curve = Text(self._curve(), style="green")
         last = self.last_round
@@ -131,12 +131,15 @@ class Progress:
 
     def _on_start(self, event: Mapping[str, Any]) -> None:
         self.start = dict(event)
+        self.accuracies = list(event.get("resumed", []))
         tasks = ", ".join(event["tasks"])
         self._say(
             f"{event['experiment']}: {event['strategy']} on {event['model']}, "
             f"{count(event['clients'], 'client')}, {count(event['rounds'], 'round')}, "
             f"{event['engine']} engine, tasks {tasks}"
         )
+        if "resumed" in event:
+            self._say(f"resumed after round {len(self.accuracies)}")
 
     def _on_phase(self, event: Mapping[str, Any]) -> None:
         self.phase = PHASE_WORDS.get(event["phase"], event["phase"])
@@ -159,6 +162,9 @@ class Progress:
         self.phase, self.total = "done", 0
         worst = show(event["worst_client_accuracy"], 4)
         self._say(f"final  accuracy {show(event['accuracy'], 4)}  worst client {worst}")
+
+    def _on_stop(self, event: Mapping[str, Any]) -> None:
+        self._say(f"stopped  {event['text']}", "bold yellow")
 
     def _on_error(self, event: Mapping[str, Any]) -> None:
         self._say(f"error  {event['text']}", "bold red")

@@ -3,12 +3,14 @@
 ======  =====================================================================================
 event   fields
 ======  =====================================================================================
-start   experiment, strategy, model, engine, rounds, clients (a number), tasks (names)
+start   experiment, strategy, model, engine, rounds, clients (a number), tasks (names), and
+        ``resumed``: the accuracies of the rounds that had ended before
 phase   round, phase, clients (how many are asked)
 client  round, phase, partition, done, total
 round   the round's record (`RoundRecord.to_dict`)
 note    partition (null for the server), text
 final   ``summary.json``'s ``final``: accuracy, loss, worst_client_accuracy, by_task, …
+stop    text, one line: stopped on purpose, to be resumed
 error   text, one line
 ======  =====================================================================================
 """
@@ -31,6 +33,7 @@ EVENT_FIELDS: Mapping[str, tuple[str, ...]] = {
     "round": ("round", "accuracy", "loss", "time_seconds", "communication_mb"),
     "note": ("partition", "text"),
     "final": ("accuracy", "loss", "worst_client_accuracy", "by_task"),
+    "stop": ("text",),
     "error": ("text",),
 }
 
@@ -66,7 +69,7 @@ def append_event(path: Path, event: Mapping[str, Any]) -> None:
 
 
 def follow_events(
-    path: Path, stop: Callable[[], bool], interval: float = 0.1
+    path: Path, stop: Callable[[], bool], interval: float = 0.1, position: int = 0
 ) -> Iterator[dict[str, Any]]:
     """Yield events as they are appended, until ``stop()`` is true and the file is read out.
 
@@ -76,11 +79,11 @@ def follow_events(
         path: ``events.jsonl``.
         stop: Whether nothing more will be written; asked before each look.
         interval: Seconds between looks.
+        position: Bytes that have been read before.
 
     Raises:
         ResultError: A whole line is not an event.
     """
-    position = 0
     while True:
         last = stop()
         if path.exists():

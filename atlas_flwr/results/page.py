@@ -152,6 +152,9 @@ exact, 1 a distance as large as the update itself. A dash: there is no such numb
 <section><h2>Clients</h2>
 <details{% if clients.rows | length <= 24 %} open="open"{% endif %}>
 <summary>{{ clients.rows | length }} clients</summary>{{ table(clients) }}</details></section>
+{% if quarantine.rows %}<section><h2>Quarantined clients</h2><p class="quiet">Answers that were
+refused before any strategy saw them. None has a part in a model or a mean; each counts as lost, and
+its client was asked again in the next round.</p>{{ table(quarantine) }}</section>{% endif %}
 {% if failures.rows %}<section><h2>What went wrong</h2>{{ table(failures) }}</section>{% endif %}
 <section><h2>Bytes by kind</h2>
 <p class="quiet">Measured on the serialised messages; MB = 10⁶ bytes.</p>

@@ -43,6 +43,9 @@ __all__ = [
     "weighted_mean",
 ]
 
+# What clocks and memory counters say: all that differs between a run and its repetition, or one
+# that was killed and resumed. Everything else is the same to the bit on one machine's CPU.
+MEASURED_FIELDS = ("time_seconds", "seconds", "memory_mb", "peak_memory_mb")
 METRICS = ("accuracy", "f1", "macro_f1", "mcc", "loss")
 Status = Literal["completed", "stopped", "failed"]
 
@@ -60,7 +63,7 @@ class RoundRecord:
         communication_mb: Up + down of the round, MB = 10⁶ bytes.
         aggregation_error: How far the merge was from the exact mean, where there is one; see
             `Measured` for this, ``truncation_error``, ``compression_error``, ``effective_rank``,
-            ``step_loss``, ``eta`` and ``eta_loss``.
+            ``step_loss``, ``eta``, ``eta_loss``, ``shares`` and ``epsilon``.
         by_task: ``{task: {accuracy, f1, macro_f1, mcc, loss}}``, weighted like ``accuracy``.
         participants: Partitions that trained; ``lost`` those lost or rejected in any phase.
     """
@@ -79,6 +82,8 @@ class RoundRecord:
     step_loss: Mapping[str, float | None] | None
     eta: Mapping[str, float | None] | None
     eta_loss: Mapping[str, Mapping[str, float | None] | None] | None
+    shares: Mapping[str, float | None] | None
+    epsilon: Mapping[str, float | None] | None
     by_task: Mapping[str, Mapping[str, float | None]]
     worst_client_accuracy: float | None
     bytes_up: int

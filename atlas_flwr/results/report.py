@@ -11,11 +11,12 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from atlas_flwr.results import page
+from atlas_flwr.results import page, quarantine
 from atlas_flwr.results.figures import found_figures, placed, run_figures
 from atlas_flwr.results.merges import last_merge
 from atlas_flwr.results.plots import write_plots
 from atlas_flwr.results.provenance import without_home
+from atlas_flwr.results.quarantine import quarantined
 from atlas_flwr.results.record import KINDS
 from atlas_flwr.results.series import (
     count,
@@ -25,7 +26,8 @@ from atlas_flwr.results.series import (
     show_seconds,
     tasks_of,
 )
-from atlas_flwr.results.store import RunResult, atomic_write, read_run
+from atlas_flwr.results.store import RunResult, read_run
+from atlas_flwr.results.writing import atomic_write
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def _content(run: RunResult) -> dict[str, Any]:
         "tasks": task_table(run.summary["final"]),
         "merge": merge_table(run.rounds),
         "clients": _client_table(run),
+        "quarantine": _quarantine(run.clients),
         "failures": _failures(run.clients),
         "kinds": _kind_table(run),
         "config": without_home(run.config_text),
@@ -203,8 +206,16 @@ def _ranks(rows: pd.DataFrame) -> str:
     return str(numbers[0]) if len(set(numbers)) == 1 else f"{min(numbers)}–{max(numbers)}"
 
 
+def _quarantine(clients: pd.DataFrame) -> Table:
+    rows = [[*cells, without_home(reason)] for *cells, reason in quarantined(clients)]
+    words = frozenset({"task", "phase", "rounds", "reason"})
+    return Table(quarantine.COLUMNS, rows, words, frozenset({"reason"}))
+
+
 def _failures(clients: pd.DataFrame) -> Table:
-    rows = clients[(clients["status"] != "ok") | clients["error"].notna()]
+    """Return what went wrong apart from answers that were refused, which have a table."""
+    wrong = (clients["status"] != "ok") | clients["error"].notna()
+    rows = clients[wrong & (clients["status"] != "rejected")]
     cells = [
         [*map(str, (r.partition, r.round, r.phase, r.status)), without_home(_said(r.error))]
         for r in rows.itertuples()

@@ -64,10 +64,20 @@ class ClientRow:
         bad = [k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)]
         row |= dict.fromkeys(bad)
         if bad and row["error"] is None:
-            row["error"] = f"not finite: {', '.join(bad)}"
+            row["error"] = _NOT_FINITE + ", ".join(bad)
         return row
 
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> ClientRow:
+        """Return the row that was written: what was not finite is so again, and says so again."""
+        row = dict(told)
+        names, found, bad = (row["error"] or "").partition(_NOT_FINITE)
+        if found and not names:
+            row |= {**dict.fromkeys(bad.split(", "), math.nan), "error": None}
+        return cls(**row)
 
+
+_NOT_FINITE = "not finite: "
 COLUMNS = (
     *("round", "partition", "task", "cluster", "phase", "num_examples", "loss", "accuracy"),
     *("f1", "macro_f1", "mcc", "ranks", "seconds", "bytes_up", "bytes_down", "peak_memory_mb"),
@@ -92,6 +102,9 @@ class Measured:
         eta: Share of the step over the graph that each cluster took, by cluster.
         eta_loss: Mean loss on held-back rows, by cluster, then by candidate η; the smallest was
             chosen. Rows that no client trains on.
+        shares: How much of each client's update a robust rule let in, by partition: 0 is left out,
+            1 is whole.
+        epsilon: Privacy spent so far, by neighbouring relation, where noise was added.
     """
 
     aggregation_error: float | None = None
@@ -101,6 +114,8 @@ class Measured:
     step_loss: Mapping[str, float | None] | None = None
     eta: Mapping[str, float | None] | None = None
     eta_loss: Mapping[str, Mapping[str, float | None]] | None = None
+    shares: Mapping[str, float | None] | None = None
+    epsilon: Mapping[str, float | None] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; what is not finite is ``None``."""
@@ -121,6 +136,8 @@ class Measured:
             "eta_loss": None
             if self.eta_loss is None
             else {cluster: each(losses) for cluster, losses in self.eta_loss.items()},
+            "shares": each(self.shares),
+            "epsilon": each(self.epsilon),
         }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import tempfile
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 from atlas_flwr.errors import ResultError
 from atlas_flwr.results.csv_row import csv_row
 from atlas_flwr.results.record import COLUMNS, ClientRow, RoundRecord
+from atlas_flwr.results.writing import append_synced, atomic_write
 
 RUN_FILES = ("config.toml", "provenance.json", "rounds.jsonl", "clients.parquet", "summary.json")
 SUMMARY_KEYS = (
@@ -49,7 +49,7 @@ def prepare(out: Path) -> None:
         held = [name for name in (*RUN_FILES, "checkpoints") if (out / name).exists()]
     except OSError as error:
         raise ResultError(f"{out}: can't be written ({error.strerror or error})") from error
-    if held:
+    if held not in ([], ["provenance.json"]):  # which comes before there is a run
         kind = "a finished run" if _completed(out / "summary.json") else "a run that did not finish"
         raise ResultError(f"{out}: already holds {kind} ({held[0]}): name another --out")
 
@@ -79,7 +79,11 @@ class RunWriter:
             raise ResultError(f"{out / 'rounds.jsonl'}: holds {len(lines)} rounds, needs {rounds}")
         if rounds:
             table = _table(out / "clients.parquet")
-            writer._rows = [row for row in table.to_pylist() if row["round"] <= rounds]
+            writer._rows = [
+                row
+                for row in table.to_pylist()
+                if row["round"] <= rounds and row["phase"] != "final"
+            ]
         atomic_write(out / "rounds.jsonl", "".join(lines[:rounds]))
         _rounds(out / "rounds.jsonl")
         return writer
@@ -91,11 +95,22 @@ class RunWriter:
             ResultError: Another run wrote it in the meantime.
         """
         path = self.out / "config.toml"
-        try:
-            path.open("x").close()
-        except FileExistsError as error:
-            raise ResultError(f"{path}: exists; another run owns it, name another --out") from error
+        if path.exists():
+            raise ResultError(f"{path}: exists; another run owns it, name another --out")
         atomic_write(path, toml_text)
+
+    def replace_config(self, toml_text: str) -> None:
+        """Write ``config.toml`` of a run that goes on: where things lie may have changed."""
+        atomic_write(self.out / "config.toml", toml_text)
+
+    def rounds_so_far(self) -> list[dict[str, Any]]:
+        """Return the records of the rounds that ended."""
+        path = self.out / "rounds.jsonl"
+        return _rounds(path) if path.exists() else []
+
+    def rows_so_far(self) -> list[ClientRow]:
+        """Return the rows kept for ``clients.parquet``."""
+        return [ClientRow.from_dict(row) for row in self._rows]
 
     def write_provenance(self, provenance: Mapping[str, Any]) -> None:
         """Write ``provenance.json``."""
@@ -107,10 +122,7 @@ class RunWriter:
 
     def append_round(self, record: RoundRecord) -> None:
         """Append one synced line to ``rounds.jsonl`` and save the rows so far."""
-        with (self.out / "rounds.jsonl").open("a", encoding="utf-8") as file:
-            file.write(to_json(record.to_dict()) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_synced(self.out / "rounds.jsonl", to_json(record.to_dict()) + "\n")
         self.save_rows()
 
     def save_rows(self) -> None:
@@ -215,21 +227,6 @@ def to_json(value: Any, indent: int | None = None) -> str:
         ValueError: A number is not finite; JSON has no word for it.
     """
     return json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent)
-
-
-def atomic_write(path: Path, content: str | bytes) -> None:
-    """Replace a file in one step: a reader sees the old content or the new, never a part."""
-    data = content.encode() if isinstance(content, str) else content
-    # The process id keeps two writers of one file apart.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _completed(summary: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ from atlas_flwr.models.backbone import LoadedModel
 from atlas_flwr.training import precision as prec
 from atlas_flwr.training.batches import TokenTable, by_length
 from atlas_flwr.training.local import to_device
+from atlas_flwr.training.memory import with_smaller_batches
 
 
 @dataclass(frozen=True)
@@ -63,33 +63,15 @@ def evaluate(
     where = prec.resolve_device(device)
     loaded.model.to(where).eval()
     with prec.threads_of(threads), torch.inference_mode():
-        loss, predicted = _score_in_memory(loaded, table, rows, batch_size, precision, where)
+        loss, predicted = with_smaller_batches(
+            lambda size: _score(loaded, table, rows, size, precision, where),
+            min(batch_size, len(rows)),
+            "evaluation",
+        )
     if not np.isfinite(loss):
         raise AtlasError("evaluation: the loss is not finite; the model has diverged")
     metrics = classification_metrics(table.labels[rows], predicted, loaded.num_labels)
     return EvalResult(loss=loss, metrics=metrics, num_examples=len(rows))
-
-
-def _score_in_memory(
-    loaded: LoadedModel,
-    table: TokenTable,
-    rows: NDArray[np.int64],
-    batch_size: int,
-    precision: prec.PrecisionChoice,
-    device: torch.device,
-) -> tuple[float, NDArray[np.int64]]:
-    """Return what ``_score`` does, with half the batch size each time memory runs out."""
-    while True:
-        try:
-            return _score(loaded, table, rows, batch_size, precision, device)
-        except torch.OutOfMemoryError as error:
-            if batch_size == 1:
-                raise AtlasError("evaluation: out of memory with a single row") from error
-        # Outside the handler: the traceback, and the tensors its frames hold, are gone.
-        batch_size = max(1, min(batch_size, len(rows)) // 2)
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def _score(

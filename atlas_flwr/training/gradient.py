@@ -18,6 +18,7 @@ from atlas_flwr.models.backbone import LoadedModel
 from atlas_flwr.training import precision as prec
 from atlas_flwr.training.batches import TokenTable, by_length
 from atlas_flwr.training.local import to_device
+from atlas_flwr.training.memory import with_smaller_batches
 from atlas_flwr.types import Adapter, LoraFactors
 
 T = TypeVar("T")
@@ -82,10 +83,28 @@ def _of_gradients(
     where = prec.resolve_device(how.device)
     loaded.model.to(where).eval()
     with prec.threads_of(how.threads), _bare(loaded):
-        for batch in by_length(table.lengths[rows], how.batch_size):
-            _accumulate(loaded, table, rows[batch], len(rows), where)
+        with_smaller_batches(
+            lambda size: _accumulate_all(loaded, table, rows, size, where),
+            how.batch_size,
+            "gradient",
+        )
         layers = loaded.backbone.layers.items()
         return {module: read(_gradient(layer)) for module, layer in layers}
+
+
+def _accumulate_all(
+    loaded: LoadedModel,
+    table: TokenTable,
+    rows: NDArray[np.int64],
+    batch_size: int,
+    device: torch.device,
+) -> None:
+    """Leave the rows' mean gradient in the weights, whatever was there before."""
+    loaded.model.zero_grad(set_to_none=True)
+    for layer in loaded.backbone.layers.values():
+        layer.base_layer.weight.grad = None
+    for batch in by_length(table.lengths[rows], batch_size):
+        _accumulate(loaded, table, rows[batch], len(rows), device)
 
 
 def _accumulate(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from atlas_flwr.errors import AtlasError
 from atlas_flwr.models.backbone import LoadedModel
 from atlas_flwr.training import precision as prec
 from atlas_flwr.training.batches import TokenTable, bucketed
+from atlas_flwr.training.memory import MEND, give_back
 
 # A client takes some twenty steps a round: the usual 2**16 would waste the first ones.
 FP16_FIRST_SCALE = 2.0**12
@@ -240,16 +240,13 @@ class _Run:
             except torch.OutOfMemoryError as error:
                 if self._micro == 1:
                     raise AtlasError(
-                        "training: out of memory with a single row; lower model.max-length, "
-                        "choose a smaller model, or give fewer clients the device at a time"
+                        f"training: out of memory at micro-batch 1, a single row; {MEND}"
                     ) from error
             # Outside the handler: the traceback, and the tensors its frames hold, are gone.
             self._micro = min(self._micro, len(indices))
             self._micro = max(1, self._micro // 2)
             self._optimizer.zero_grad(set_to_none=True)
-            gc.collect()
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
+            give_back()
 
     def _accumulate(self, indices: NDArray[np.int64]) -> torch.Tensor:
         """Sum gradients over micro-batches; each row weighs ``1 / len(indices)``."""

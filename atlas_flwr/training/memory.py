@@ -1,11 +1,76 @@
-"""Peak memory as the machine counts it."""
+"""Peak memory as the machine counts it, and what to do when there is too little."""
 
 from __future__ import annotations
 
+import gc
 import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 import psutil
 import torch
+
+from atlas_flwr.errors import AtlasError
+
+T = TypeVar("T")
+MEND = "lower model.max-length or engine.workers, or choose a smaller model"
+
+
+def with_smaller_batches(run: Callable[[int], T], batch_size: int, what: str) -> T:
+    """Return ``run(batch_size)``, with half the batch size each time memory runs out.
+
+    Args:
+        run: Called with a number of rows; it starts afresh each time.
+        batch_size: Rows to begin with, at least 1.
+        what: Word for the error.
+
+    Raises:
+        AtlasError: There is too little memory for a single row.
+    """
+    while True:
+        try:
+            return run(batch_size)
+        except torch.OutOfMemoryError as error:
+            if batch_size == 1:
+                raise AtlasError(f"{what}: out of memory with a single row; {MEND}") from error
+        # Outside the handler: the traceback, and the tensors its frames hold, are gone.
+        batch_size //= 2
+        give_back()
+
+
+@contextmanager
+def memory_given_back() -> Iterator[None]:
+    """Let go of the memory that a job held when it failed: its process goes on with other jobs.
+
+    Also a decorator.
+
+    Raises:
+        AtlasError: In place of running out of a GPU's memory where nothing can be made smaller.
+    """
+    try:
+        yield
+    except Exception as error:
+        _forget(error)
+        give_back()
+        if isinstance(error, torch.OutOfMemoryError):
+            raise AtlasError(f"out of GPU memory; lower train.batch-size, {MEND}") from None
+        raise
+
+
+def give_back() -> None:
+    """Return what no tensor uses to the GPU, where other processes may need it."""
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+
+
+def _forget(error: BaseException | None) -> None:
+    """Clear the local variables, tensors among them, that an error's frames hold."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def reset_peak(device: torch.device) -> None:

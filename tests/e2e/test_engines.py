@@ -19,6 +19,7 @@ import pytest
 from atlas_flwr.apps.cli import main
 from atlas_flwr.engine.launch_area import AppRefs, environment_for, free_port, private_area
 from fakes import write_experiment
+from federations import OF_TWO
 from runs import Run
 from strategies.registry import STRATEGIES
 
@@ -120,7 +121,8 @@ def test_every_strategy_gives_the_same_bits_on_both_engines(
         "lora": {"rank": ranks},
         "model": {"head": HEADS.get(name) or STRATEGIES[name].head or "local"},
     }
-    file = write_experiment(tmp_path / "e.toml", {**tree, "strategy": {"name": name}}, **sections)
+    chosen = {"strategy": {"name": name, "options": OF_TWO.get(name, {})}}
+    file = write_experiment(tmp_path / "e.toml", {**tree, **chosen}, **sections)
     said = program("run", file, "--out", tmp_path / "ray", "--engine", "ray")
     assert said.returncode == 0, said
     inline(file, tmp_path / "inline", monkeypatch)

@@ -28,9 +28,21 @@ def blocks(kind: str) -> list[str]:
     return [b for text in texts for b in re.findall(rf"```{kind}\n(.*?)```", text, flags=re.DOTALL)]
 
 
-def commands() -> list[str]:
-    lines = "\n".join(blocks("bash")).splitlines()
-    return [line.split("  #")[0].strip() for line in lines if line.strip()]
+def commands() -> dict[str, int]:
+    """Each command with the exit code it is said to have, `  # exit code 3`, or 0.
+
+    Blocks that open with `bash no-run: why` are left out.
+    """
+    lines = [line for line in "\n".join(blocks("bash")).splitlines() if line.strip()]
+    told = (re.search(r"  # exit code (\d)", line) for line in lines)
+    codes = (int(code[1]) if code else 0 for code in told)
+    return {line.split("  #")[0].strip(): code for line, code in zip(lines, codes, strict=True)}
+
+
+def test_what_is_not_run_has_a_reason() -> None:
+    for page, text in PAGES.items():
+        for words in re.findall(r"^```bash ([^\n]*)$", text, flags=re.MULTILINE):
+            assert re.fullmatch(r"no-run: .{10,}", words), (page, words)
 
 
 def test_every_command_is_run_somewhere() -> None:
@@ -47,12 +59,12 @@ def test_make_targets_exist() -> None:
 
 @pytest.mark.slow
 def test_atlas_commands_run_in_order(tmp_path: Path) -> None:
-    for command in commands():
+    for command, code in commands().items():
         if command.startswith(ELSEWHERE):
             continue
         words = [sys.executable, "-m", "atlas_flwr.apps.cli", *shlex.split(command)[1:]]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
     assert (tmp_path / "runs" / "fedavg" / "report.html").is_file()
     assert (tmp_path / "runs" / "compared" / "comparison.html").is_file()
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from atlas_flwr.apps.run import run_experiment
 from atlas_flwr.config.load import load_config, with_out
 from fakes import tiny_task, write_experiment
-from federations import ON_A_GRAPH
+from federations import OF_TWO, ON_A_GRAPH, QUIET, ROBUST
 from runs import Run
 from strategies.registry import STRATEGIES
 from strategies.rules import draw_cohort
@@ -31,11 +31,12 @@ MIXED = [2, 4, 8, 16]
 SEED = 5
 # Rules whose merge is the exact mean of the clients' products, and those that have none.
 EXACT = {"centralised", "fedex", "fedsb", "ffa", "flexlora", "flora", "rolora"}
+EXACT |= {"dp_fedavg"}  # FFA's, with next to no noise and as many rows each
 NO_MERGE = {"fedsa", "local_only"} | ON_A_GRAPH
 OWN_MODELS = {"ditto", "fedper", "fedrep", "fedsa", "local_only"} | ON_A_GRAPH
 BY_CLUSTER = {"cluster_fedavg", "fedlease", "fl_tac", "ifca"}  # one model a cluster
 # Defaults that are too careful for three short rounds.
-BOLD = {"fedprox": {"mu": 1e-4}}
+BOLD = {"fedprox": {"mu": 1e-4}, **QUIET}
 SLOW = {"fedadam"}
 # PEFT has no layer that mixes adapters: what is exported says so (test_fedlease).
 MIXTURES = {"fedlease"}
@@ -87,7 +88,8 @@ def full(runner: Runner, name: str) -> Run:
 
 def half(runner: Runner, name: str, again: int = 0) -> Run:
     """Return the strategy's run with half of the clients drawn each round."""
-    return runner(name, again, run={"fraction": 0.5}, data={"samples-per-client": 16})
+    own = {"strategy": {"options": OF_TWO[name]}} if name in OF_TWO else {}
+    return runner(name, again, run={"fraction": 0.5}, data={"samples-per-client": 16}, **own)
 
 
 def assert_complete(found: Run) -> None:
@@ -135,7 +137,8 @@ def test_its_merge_is_as_exact_as_it_says(runner: Runner, name: str) -> None:
         assert cut[max(ranks, key=int)] < 1e-6
         low = cut[min(ranks, key=int)]
         assert (low < 1e-6) == (name == "flora" or len(ranks) == 1)
-        assert list(cut.values()) == sorted(cut.values(), reverse=True) or low < 1e-6
+        falling = [round(value, 12) for value in cut.values()]
+        assert falling == sorted(falling, reverse=True) or low < 1e-6
         assert 1 <= line["effective_rank"] <= 16
         compressed = line["compression_error"]
         if name != "flasc":
@@ -237,7 +240,7 @@ def test_it_trains_all_weights(runner: Runner, name: str) -> None:
     found = full(runner, name)
     assert_complete(found)
     folders = {path.name for path in (found.folder / "models").iterdir()}
-    assert folders == set(models_of(name, found))
+    assert folders == ({"global"} if name in ROBUST else set(models_of(name, found)))
     kinds = found.summary["bytes"]["by_kind"]
     assert kinds["adapter"] == 0
     assert (kinds["weights"] == 0) == (name == "local_only")

@@ -216,10 +216,10 @@ def test_ctrl_c_leaves_what_was_measured(
 
     monkeypatch.setattr(FineTuneClient, "fit", stop)
     said = atlas("run", write_experiment(tmp_path / "e.toml", tree), "--out", tmp_path / "out")
-    assert said.code == 1
+    assert said.code == 3
     assert "Ctrl-C" in said.err
     found = Run.read(tmp_path / "out")
-    assert (found.summary["status"], found.summary["rounds_completed"]) == ("failed", 1)
+    assert (found.summary["status"], found.summary["rounds_completed"]) == ("stopped", 1)
     assert len(found.rounds) == 1
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from atlas_flwr.apps.record import EVENTS, close_unfinished
-from atlas_flwr.apps.run import run_experiment
+from atlas_flwr.apps.run import CLAIM, run_experiment
 from atlas_flwr.config.load import load_config, with_out
+from atlas_flwr.engine.lock import LOCK
 from atlas_flwr.errors import ModelError, ResultError
 from atlas_flwr.models.backbone import ModelSpec, forget, load_tokenizer, longest_input
 from atlas_flwr.results.store import read_run
@@ -26,9 +28,18 @@ def test_a_directory_another_run_has_claimed_is_refused(
     out.mkdir()
     (out / EVENTS).touch()  # the other run has begun, and has written nothing else yet
     config = with_out(load_config(write_experiment(tmp_path / "e.toml", tree)), str(out))
-    with pytest.raises(ResultError, match="another run is writing there"):
+    with FileLock(out / CLAIM), pytest.raises(ResultError, match="another run is writing there"):
         run_experiment(config, lambda event: None)
-    assert [path.name for path in out.iterdir()] == [EVENTS]
+    assert {path.name for path in out.iterdir()} <= {EVENTS, CLAIM}
+
+
+@pytest.mark.usefixtures("no_report")
+def test_what_a_killed_run_claimed_before_it_began_is_free(run: Callable[..., Run]) -> None:
+    """No config yet: there is nothing to go on with, and nothing in the way."""
+    Path("../out").mkdir()
+    for name in (EVENTS, CLAIM, LOCK, "provenance.json"):
+        (Path("../out") / name).write_text("{}\n")
+    assert run().summary["status"] == "completed"
 
 
 @pytest.mark.usefixtures("no_report")

@@ -114,7 +114,7 @@ def test_a_suite_goes_on_after_a_run_that_broke(
         patch.setattr(FineTuneClient, "fit", fails_in_the_second)
         said = suite()
     stopped = isinstance(how, KeyboardInterrupt)
-    assert said.code == 1
+    assert said.code == (3 if stopped else 1)
     done = [row["path"] for row in rows_of(out)]
     assert done == ["two/fedavg/seed-1"] + [f"two/alone/seed-{s}" for s in (1, 2)] * (not stopped)
     if not stopped:
@@ -129,6 +129,27 @@ def test_a_suite_goes_on_after_a_run_that_broke(
     assert len(rows_of(out)) == 4
     kept = {place: time for place, time in first.items() if "fedavg/seed-2" not in place}
     assert kept.items() <= stamps(out).items()
+
+
+def test_a_stopped_run_goes_on_within_its_rounds(
+    suite: Callable[..., Said], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = FineTuneClient.fit
+
+    def stopped_in_round_2(self: FineTuneClient, parameters: Any, config: Any) -> Any:
+        if self.job.round == 2:
+            raise KeyboardInterrupt
+        return real(self, parameters, config)
+
+    only = {"run": [{"strategy": "fedavg", "set": {"run.rounds": 2}}], "seeds": [1]}
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTuneClient, "fit", stopped_in_round_2)
+        said = suite(**only)
+    assert said.code == 3
+    assert "the same atlas suite command goes on" in said.err
+    assert suite(**only).code == 0
+    told = json.loads((out / "two/fedavg/seed-1/provenance.json").read_text())
+    assert [each["after_round"] for each in told["resumed"]] == [1]
 
 
 def test_a_finished_run_of_another_config_is_refused(suite: Callable[..., Said], out: Path) -> None:

@@ -19,6 +19,9 @@ LEVELS: dict[str, float] = {
     "atlas_flwr.flat": 0.5,
     "atlas_flwr.seeding": 1,
     "atlas_flwr.config": 1,
+    "atlas_flwr.payload": 0.5,
+    "atlas_flwr.greeting": 0.6,
+    "atlas_flwr.holding": 0.6,
     "atlas_flwr.wire": 1,
     "atlas_flwr.aggregation": 2,
     "atlas_flwr.fingerprint": 2,
@@ -53,8 +56,18 @@ PURE = {
 }
 HEAVY = {"torch", "flwr", "transformers", "peft", "datasets", "pandas", "pyarrow", "ray"}
 NO_TORCH = {"strategies", "atlas_flwr.config", "atlas_flwr.wire", "atlas_flwr.results"}
-FLOWER_ROOMS = {"atlas_flwr.wire", "atlas_flwr.engine", "atlas_flwr.apps", "clients"}
-FLOWER_FILES = {"strategies.federation", "strategies.exchange"}
+RECORDS = {
+    *("atlas_flwr.payload", "atlas_flwr.greeting", "atlas_flwr.holding", "atlas_flwr.wire"),
+}
+FLOWER_ROOMS = RECORDS | {"atlas_flwr.engine", "atlas_flwr.apps", "clients"}
+FLOWER_FILES = {
+    "strategies.exchange",
+    "strategies.federation",
+    "strategies.firewall",
+    "strategies.gate",
+    "strategies.nodes",
+    "strategies.promises",
+}
 
 
 def module_of(path: Path) -> str:

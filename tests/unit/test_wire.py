@@ -12,6 +12,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
 from atlas_flwr import wire
 from atlas_flwr.errors import WireError
+from atlas_flwr.greeting import read_hello
 from atlas_flwr.types import Job, LoraFactors, ModelParts, Report, Stage, Update
 
 RNG = np.random.default_rng(0)
@@ -203,7 +204,7 @@ def test_messages_without_their_records_are_refused() -> None:
     with pytest.raises(WireError, match="no report"):
         wire.read_update(RecordDict(), 0)
     with pytest.raises(WireError, match="hello"):
-        wire.read_hello(RecordDict())
+        read_hello(RecordDict())
 
 
 FACTS = {

@@ -9,7 +9,7 @@ from atlas_flwr.apps.grants import uplink_overhead
 from atlas_flwr.ranks.allocate import uniform
 from atlas_flwr.ranks.budget import Budget, allowance, rank_costs
 from atlas_flwr.ranks.memory import Load, Shape, predict
-from atlas_flwr.types import LoraFactors, ModelParts, Report, Update
+from atlas_flwr.types import Job, LoraFactors, ModelParts, Report, Update
 from atlas_flwr.wire import count_bytes, pack_update
 
 Shapes = dict[str, tuple[int, int]]
@@ -43,7 +43,7 @@ def sent(shapes: Shapes, ranks: dict[str, int], head: dict[str, tuple[int, ...]]
     tensors = {name: np.ones(shape, np.float32) for name, shape in head.items()}
     report = Report(1234, {"loss": 0.693}, 12.5, 987_654_321, "NVIDIA H100 80GB HBM3")
     update = Update(3, report, ModelParts(adapter=adapter, head=tensors))
-    return sum(count_bytes(pack_update(update)).values())
+    return sum(count_bytes(pack_update(update, Job(11, "train", 20))).values())
 
 
 @pytest.mark.parametrize("uplink", [120_000, 1_000_000, 8_000_000])

@@ -115,8 +115,9 @@ def test_private_parts_stay_and_go_on_by_round(place: Home) -> None:
     assert same_bits(once, again)
     assert same_bits(once, place.fit(Job(0, "train", 2, whole)).parts.only("lora_A"))
     assert same_bits(place.stores.private.load(1), kept)
-    # Round 1's parts are asked for no more once the server has moved on.
-    place.fit(replace(job, round=3, since=2, parts=once))
+    # Round 1's parts are asked for no more once no commit of the last rounds counts on them.
+    for round_ in range(3, 7):
+        place.fit(replace(job, round=round_, since=round_ - 1, parts=once))
     with pytest.raises(AtlasError, match="round 1 are missing"):
         place.fit(second)
 
@@ -194,7 +195,7 @@ def test_deltas_add_up_version_by_version(place: Home, tmp_path: Path) -> None:
         for module, factors in carried(place, version).delta.items():
             np.testing.assert_allclose(factors.product(), total[module].product(), atol=1e-5)
             assert factors.scale == 1.0
-        assert versions(tmp_path) == {version} | ({version - 1} if version > 1 else set())
+        assert versions(tmp_path) == set(range(1, version + 1))  # for commits of earlier rounds
         # Who carries it is who is sent it whole.
         single = {m: f.astype(np.float32) for m, f in total.items()}
         whole = Job(0, "evaluate", 1, replace(base, delta=single))
@@ -202,7 +203,7 @@ def test_deltas_add_up_version_by_version(place: Home, tmp_path: Path) -> None:
         assert abs(score - place.loss_of(base)) > 1e-4
 
 
-def test_a_lost_message_can_be_sent_again(place: Home, tmp_path: Path) -> None:
+def test_a_lost_message_can_be_sent_again(place: Home) -> None:
     """The server counts on version 1 until an answer says 2: nothing is added twice."""
     base, one, two, three = place.random(0), *(change(place, seed) for seed in (1, 2, 3))
     place.evaluate(Job(0, "evaluate", 1, replace(base, delta=one), carried=(0, 1)))
@@ -217,9 +218,6 @@ def test_a_lost_message_can_be_sent_again(place: Home, tmp_path: Path) -> None:
     for module, factors in carried(place, 3).delta.items():
         want = sum(f[module].product() for f in (one, two, three))
         np.testing.assert_allclose(factors.product(), want, atol=1e-5)
-    assert versions(tmp_path) == {1, 3}
-    with pytest.raises(AtlasError, match="round 2 are missing"):
-        place.evaluate(Job(0, "evaluate", 3, base, carried=(2, 2)))
     assert held.delta
 
 
@@ -229,7 +227,7 @@ def test_a_whole_delta_starts_over(place: Home, tmp_path: Path) -> None:
     place.evaluate(Job(0, "evaluate", 5, replace(base, delta=new), carried=(0, 5)))
     for module, factors in carried(place, 5).delta.items():
         assert factors.a.tobytes() == new[module].a.tobytes()
-    assert versions(tmp_path) == {5}
+    assert versions(tmp_path) == {1, 5}
 
 
 def test_what_was_carried_is_loaded_when_nothing_new_is_sent(place: Home, tmp_path: Path) -> None:
@@ -268,7 +266,7 @@ def test_factors_that_take_turns_replace_each_other(place: Home, tmp_path: Path)
     assert same_bits(ask(one.only("head"), 1, 1).without("head"), mix(seed, one))
     assert same_bits(ask(two.only("lora_A", "head"), 1, 2).without("head"), mix(two, one))
     assert same_bits(ask(three.only("lora_B", "head"), 2, 3).without("head"), mix(two, three))
-    assert versions(tmp_path) == {2, 3}
+    assert versions(tmp_path) == {1, 2, 3}
 
 
 def test_a_lost_disk_is_told(place: Home, tmp_path: Path) -> None:

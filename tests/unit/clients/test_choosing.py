@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atlas_flwr.apps.client import ACTIONS
+from atlas_flwr.apps.visit import ACTIONS
 from atlas_flwr.flat import from_arrays
 from atlas_flwr.models.adapter_io import write_parts
 from atlas_flwr.training.evaluate import evaluate

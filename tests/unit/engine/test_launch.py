@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from atlas_flwr.engine import launch, launch_area, launch_daemon
+from atlas_flwr.engine import launch_area, launch_daemon, launch_session
 from atlas_flwr.engine.launch import EngineOutcome, run_on_ray
 from atlas_flwr.engine.launch_signals import signals_raise, signals_wait
 from atlas_flwr.errors import RunFailed
@@ -71,7 +71,7 @@ def programs(tmp_path, monkeypatch):
     for name, text in PROGRAMS.items():
         (folder / name).write_text(f"#!{sys.executable}\n{text}")
         (folder / name).chmod(0o755)
-    for room in (launch, launch_area, launch_daemon):
+    for room in (launch_session, launch_area, launch_daemon):
         monkeypatch.setattr(room, "program_folder", lambda: folder)
     monkeypatch.setenv("TOY_SECONDS", "0.5")
     yield

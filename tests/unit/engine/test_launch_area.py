@@ -131,7 +131,7 @@ def test_flower_accepts_the_app_folder_and_any_path(tmp_path, monkeypatch):
         write_app(area, AppRefs("toy:app", "toy:app"), odd, odd / "out")
         config, warnings = load_and_validate(area.app / "pyproject.toml")
         assert sorted(path.name for path in area.app.iterdir()) == ["pyproject.toml"]
-    settings = {"config": str(odd), "out": str(odd / "out"), "overrides": ""}
+    settings = {"config": str(odd), "out": str(odd / "out"), "overrides": "", "resume": ""}
     assert config["tool"]["flwr"]["app"]["config"] == settings
     assert all("description" in line or "license" in line.lower() for line in warnings)
 

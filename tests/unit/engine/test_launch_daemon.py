@@ -161,7 +161,7 @@ def serve(monkeypatch, command):
 
 def test_the_superlink_is_ready_when_our_own_process_answers(area, env, script, monkeypatch):
     path = script(FAKE_SUPERLINK)
-    serve(monkeypatch, lambda port: [sys.executable, path, str(port)])
+    serve(monkeypatch, lambda port, words: [sys.executable, path, str(port)])
     trees: list[ProcessTree] = []
     port = start_superlink(area, env, trees.append, nothing)
     assert listens(trees[0].daemon.pid, port)
@@ -179,7 +179,7 @@ def test_a_taken_port_is_left_for_another(area, env, script, monkeypatch):
             pass
 
     path = script(FAKE_SUPERLINK)
-    serve(monkeypatch, lambda port: [sys.executable, path, str(port)])
+    serve(monkeypatch, lambda port, words: [sys.executable, path, str(port)])
     trees: list[ProcessTree] = []
     with http.server.HTTPServer(("127.0.0.1", 0), Health) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
@@ -195,7 +195,7 @@ def test_a_taken_port_is_left_for_another(area, env, script, monkeypatch):
 
 def test_a_daemon_that_dies_at_once_is_told(area, env, script, monkeypatch):
     path = script("raise SystemExit(3)")
-    serve(monkeypatch, lambda port: [sys.executable, path])
+    serve(monkeypatch, lambda port, words: [sys.executable, path])
     with pytest.raises(RunFailed, match="ended with code 3"):
         start_superlink(area, env, lambda tree: None, nothing)
     assert area.log.is_file()

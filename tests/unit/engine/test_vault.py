@@ -76,23 +76,33 @@ def test_what_was_sent_lies_apart_from_what_is_private(tmp_path: Path) -> None:
     private, carried = Vault(tmp_path, 0), Vault(tmp_path, 0, "carried")
     private.save(2, parts(1.0))
     carried.save(5, parts(2.0))
-    private.save(3, parts(3.0))  # drops round 2, and nothing of the other's
+    private.save(9, parts(3.0))
+    private.save(13, parts(3.0))  # drops round 2, and nothing of the other's
     assert carried.load(5).head["w"][0] == 2.0
     for vault, round_ in ((private, 5), (carried, 3), (private, 2)):
         with pytest.raises(AtlasError, match=f"round {round_}"):
             vault.load(round_)
 
 
+def test_what_the_last_commits_count_on_stays(tmp_path: Path) -> None:
+    """Commits 6, 7 and 8 may be gone on from while round 9 is in progress."""
+    vault = Vault(tmp_path, 0)
+    for round_ in (2, 4, 7, 9):
+        vault.save(round_, parts(round_))
+    assert [vault.load(r).head["w"][0] for r in (4, 7, 9)] == [4, 7, 9]  # commit 6 counts on 4
+    with pytest.raises(AtlasError, match=r"partition 0.*round 2"):
+        vault.load(2)
+
+
 def test_the_round_it_started_from_stays_until_the_server_moves_on(tmp_path: Path) -> None:
     vault = Vault(tmp_path, 0)
-    vault.save(4, parts(4), since=0)
-    vault.save(5, parts(5), since=4)  # the answer is lost: the server still counts on round 4
-    vault.save(6, parts(6), since=4)
+    vault.save(4, parts(4))
+    for round_ in range(5, 15):  # the answers are lost: the server still counts on round 4
+        vault.save(round_, parts(round_), since=4)
     assert vault.load(4).head["w"][0] == 4
-    vault.save(7, parts(7), since=6)
+    vault.save(15, parts(15), since=14)
     with pytest.raises(AtlasError, match=r"partition 0.*round 4"):
         vault.load(4)
-
 
 def test_a_missing_vault_names_its_partition(tmp_path: Path) -> None:
     with pytest.raises(AtlasError, match="partition 9"):

@@ -30,6 +30,7 @@ ROUND_KEYS = {
     *("communication_mb", "aggregation_error", "by_task", "worst_client_accuracy", "bytes_up"),
     *("bytes_down", "by_kind_up", "by_kind_down", "participants", "lost"),
     *("truncation_error", "compression_error", "effective_rank", "step_loss", "eta", "eta_loss"),
+    *("shares", "epsilon"),
 }
 counts = st.dictionaries(st.sampled_from(KINDS), st.integers(0, 10**12))
 traffic = st.builds(Bytes, counts, counts)

@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from atlas_flwr.results.quarantine import quarantined
 from atlas_flwr.results.report import publish, write_report
 
 HOSTILE = "<script>alert('x')</script>&\"'"
@@ -82,6 +83,31 @@ def test_lost_clients_are_named(make_run):
     text = words(page_of(make_run(change=change)))
     assert "What went wrong" in text
     assert "timed out" in text
+
+
+def test_refused_clients_are_named_with_their_reasons(make_run):
+    reasons = ["norm of a 2e+05, at most 2.3", "norm of a 31, at most 2.2", "x: not \x1bfinite"]
+
+    def change(rows):
+        return [
+            dataclasses.replace(r, status="rejected", error=reasons[r.round - 1])
+            if (r.phase, r.partition) == ("train", 0)
+            else r
+            for r in rows
+        ]
+
+    run = make_run(change=change, rounds=3)
+    page = page_of(run)
+    parsed(page)
+    text = words(page)
+    assert "Quarantined clients" in text
+    assert "What went wrong" not in text
+    assert "\x1b" not in page
+    found = quarantined(run.clients)
+    assert [row[0] for row in found] == ["0", "0"]
+    assert [row[3:6] for row in found] == [["1–2", "2", "3"], ["3", "1", "3"]]
+    assert [row[6] for row in found] == reasons[1:]
+    assert "Quarantined" not in words(page_of(make_run("clean")))
 
 
 def test_publish_writes_pictures_and_page(run):

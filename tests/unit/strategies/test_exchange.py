@@ -12,9 +12,9 @@ from flwr.clientapp import ClientApp
 
 from atlas_flwr.engine.inline import InlineGrid
 from atlas_flwr.errors import AtlasError
+from atlas_flwr.greeting import pack_hello
 from atlas_flwr.seeding import rng_for
 from atlas_flwr.types import Job, LoraFactors, ModelParts, Report, Update
-from atlas_flwr.wire import pack_hello
 from strategies.exchange import exchange, say_hello, telling_line
 from strategies.rules import check_schema, draw_cohort
 

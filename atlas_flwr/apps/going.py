@@ -1,0 +1,58 @@
+"""`atlas run` and `atlas resume`: a run begun or gone on with, and its results printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from atlas_flwr.apps.prepare import resolve
+from atlas_flwr.apps.resume import check_same, find_run, status_of
+from atlas_flwr.apps.run import Launcher, run_experiment
+from atlas_flwr.config.schema import Config
+from atlas_flwr.results.console import Progress, print_results
+from atlas_flwr.results.report import publish
+from atlas_flwr.results.store import read_run
+
+
+def begin(console: Console, config: Config, deployed: Launcher | None = None) -> None:
+    """Run an experiment, over a deployment if one is given, and print its results."""
+    with Progress(console) as progress:
+        folder = run_experiment(config, progress.handle, deployed=deployed)
+    print_results(console, read_run(folder).summary, folder)
+
+
+def go_on(
+    console: Console,
+    folder: Path,
+    overrides: Sequence[str] = (),
+    since: int | None = None,
+    same_as: Config | None = None,
+    deployed: Launcher | None = None,
+) -> None:
+    """Go on with a run and print its results; a finished one is said to be finished.
+
+    Args:
+        console: Where to print.
+        folder: The run directory.
+        overrides: ``a.b=value`` for keys that may differ on the way.
+        since: The round to go on from; by default the last one committed.
+        same_as: The experiment that the run must be of.
+        deployed: Runs it on a deployment instead of the engine it names.
+
+    Raises:
+        ResultError: The run can't go on; nothing was written.
+    """
+    if status_of(folder) == "completed" and since is None:
+        if not (folder / "report.html").exists():  # killed while it was drawn
+            publish(folder)
+        console.print(f"{folder} is finished: nothing to go on with", soft_wrap=True)
+        print_results(console, read_run(folder).summary, folder)
+        return
+    found = find_run(folder, overrides, since)
+    if same_as is not None:
+        check_same(resolve(same_as), found.config)
+    with Progress(console) as progress:
+        run_experiment(found.config, progress.handle, found, deployed)
+    print_results(console, read_run(folder).summary, folder)

@@ -1,0 +1,130 @@
+"""Where a run stands, kept after each round: a commit, its mirror, and whether time is up."""
+
+from __future__ import annotations
+
+import json
+import time
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from atlas_flwr.config.durations import seconds_in
+from atlas_flwr.config.load import dump_config
+from atlas_flwr.config.schema import Config
+from atlas_flwr.engine.checkpoint import RECORDS, Commit, settled, write_commit
+from atlas_flwr.engine.files import digest
+from atlas_flwr.engine.mirror import VAULT, Mirror, VaultDigests
+from atlas_flwr.engine.vault import vault_name
+from atlas_flwr.errors import RunStopped
+from atlas_flwr.results.record import Bytes
+from strategies.state import State
+
+# What may differ between the run that wrote a commit and the one that goes on from it: where
+# things lie, how long to wait, and what runs the clients. Dotted, or a whole section.
+MOVABLE = (
+    *("run.out", "run.mirror", "run.stop-after", "run.client-timeout", "run.on-failure"),
+    *("run.min-results", "data.root", "engine"),
+)
+RESULTS = (
+    *("summary.json", "summary.csv", "report.html", "rounds.jsonl", "clients.parquet"),
+    *("clusters.json", "ranks.json", "plots", "adapters", "models"),
+)
+
+
+def identity(config: Config) -> str:
+    """Return the digest of what makes a run what it is: its config but for ``MOVABLE`` keys."""
+    tree = tomllib.loads(dump_config(config))
+    for path in MOVABLE:
+        section, _, key = path.partition(".")
+        if key:
+            tree.get(section, {}).pop(key, None)
+        else:
+            tree.pop(section, None)
+    return digest(json.dumps(tree, sort_keys=True).encode())
+
+
+class Keeper:
+    """Writes a run's commits.
+
+    Args:
+        config: The experiment; ``run.out`` is set.
+        out: The run directory.
+        fresh: Whether the run begins; else it is resumed.
+
+    Raises:
+        ResultError: The mirror can't be written, or holds another run.
+    """
+
+    def __init__(self, config: Config, out: Path, fresh: bool) -> None:
+        self._out, self._identity = out, identity(config)
+        self._vault = VaultDigests(out / VAULT)
+        stop = config.run.stop_after
+        self._until = None if stop is None else seconds_in(stop)
+        self._stop = stop
+        self._rounds = config.run.rounds
+        self._mirror: Mirror | None = None
+        if config.run.mirror is not None:
+            folder = (Path(config.run.mirror).expanduser() / out.name).resolve()
+            if folder != out.resolve():  # resumed in the mirror itself
+                self._mirror = Mirror(folder)
+                self._mirror.begin(out, fresh)
+        self._began = self._last = time.monotonic()
+        self._longest = 0.0
+
+    def commit(self, state: State, moved: Bytes, seconds: float) -> State:
+        """Write a commit and its copy; return the state that the run goes on from.
+
+        Args:
+            state: Where the run stands.
+            moved: All bytes so far.
+            seconds: Wall time of the run so far, earlier sessions included.
+        """
+        kept: State = settled(state, (State,))
+        records = {n: (self._out / n).read_bytes() for n in RECORDS if (self._out / n).exists()}
+        vault = self._vault.of(vault_names(kept))
+        commit = Commit(kept.round, kept, moved, seconds, self._identity, vault, records)
+        folder = write_commit(self._out, commit)
+        if self._mirror is not None:
+            self._mirror.add(self._out, folder, vault)
+        return kept
+
+    def check_time(self, round_: int) -> None:
+        """Stop while there is time: another round as long as the longest would end too late.
+
+        Raises:
+            RunStopped: Says what goes on from here.
+        """
+        now = time.monotonic()
+        self._longest, self._last = max(self._longest, now - self._last), now
+        if self._until is not None and now - self._began + self._longest > self._until:
+            raise RunStopped(
+                f"after round {round_} of {self._rounds}: run.stop-after is {self._stop}"
+            )
+
+    def finish(self) -> None:
+        """Copy the results to the mirror."""
+        if self._mirror is not None:
+            self._mirror.finish(self._out, RESULTS)
+
+
+def vault_names(state: State) -> list[str]:
+    """Return the vault files that a state counts on: private parts, and what clients carry."""
+    private = [vault_name(p, r) for p, r in sorted(state.kept.items()) if r]
+    carried = [vault_name(p, v, "carried") for p, v in sorted(state.delivered.items()) if v]
+    return private + carried
+
+
+def told_differences(here: Mapping[str, Any], there: Mapping[str, Any], path: str = "") -> str:
+    """Return the first key whose value differs between two trees, with both values."""
+    # The strategy first: heads and options follow from it.
+    for key in sorted(here.keys() | there.keys(), key=lambda key: (key != "strategy", key)):
+        name, one, other = f"{path}{key}", here.get(key), there.get(key)
+        if name in MOVABLE or one == other:
+            continue
+        if isinstance(one, dict) and isinstance(other, dict):
+            if inner := told_differences(one, other, f"{name}."):
+                return inner
+            continue
+        return f"{name} is {one!r} here, {other!r} there"
+    return ""

@@ -1,0 +1,122 @@
+"""What an honest fingerprint looks like: shapes, number types, and what its numbers can be.
+
+The server draws no conclusions from a fingerprint that fails here; it is refused as its client's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from atlas_flwr.errors import AggregationError
+from atlas_flwr.fingerprint import sketch, subspace
+from atlas_flwr.types import Array, Scalar, Tensors
+
+Shapes = dict[str, tuple[tuple[int, ...], str]]
+_NORM = 0.01  # half precision, of unit vectors
+_COUNT = 1e-6  # single precision, of counts
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a client was asked for.
+
+    Attributes:
+        options: The job's: ``kind``, ``clip``, ``noise``; of subspaces ``dimensions`` and
+            ``class-wise``.
+        classes: Labels of its task.
+        features: Width of the model's hidden states; 0: not known.
+    """
+
+    options: Mapping[str, Scalar]
+    classes: int
+    features: int = 0
+
+    @property
+    def kind(self) -> str:
+        """What the client measures."""
+        return str(self.options["kind"])
+
+
+def shapes(asked: Asked, told: Mapping[str, tuple[int, ...]]) -> Shapes:
+    """Return shape and dtype of each array of an honest fingerprint.
+
+    Where the width is not known (features of an unknown model, gradients of an unknown number of
+    weights) it is the one told, if a fingerprint can have that width.
+
+    Args:
+        asked: What was asked for.
+        told: Shapes that the client told, by name.
+
+    Raises:
+        AggregationError: No honest fingerprint has the width that was told.
+    """
+    if asked.kind == "subspace":
+        return _basis(asked, told)
+    classes = asked.classes if asked.kind == "class_means" else 1
+    gradients = asked.kind in ("mean_gradient", "rms_gradient")
+    known = 0 if gradients else asked.features
+    given = told.get("sketch", ())
+    cells, width = sketch.layout(known or max((*given[1:], 1)), classes)
+    if not known and given != (2 * cells + 1, width):
+        raise AggregationError(f"sketch: no fingerprint of {classes} classes has shape {given}")
+    rows = 2 * cells + 1
+    return {"sketch": ((rows, width), "float16"), "facts": ((rows,), "float32")}
+
+
+def _basis(asked: Asked, told: Mapping[str, tuple[int, ...]]) -> Shapes:
+    p = int(asked.options["dimensions"])
+    sets = asked.classes if asked.options["class-wise"] else 1
+    given = told.get("basis", ())
+    width = subspace.width_for(asked.features or max((*given[1:2], 1)), sets, p)
+    if not asked.features and given != (sets, width, p):
+        raise AggregationError(f"basis: no fingerprint of {sets} sets has shape {given}")
+    return {"basis": ((sets, width, p), "float16")}
+
+
+def check(own: Tensors, asked: Asked, rows: int) -> None:
+    """Refuse numbers that no rows have.
+
+    Args:
+        own: A fingerprint of the right shapes.
+        asked: What was asked for.
+        rows: Rows the client says it measured.
+
+    Raises:
+        AggregationError: A number is not finite, or negative where none can be; the counts of the
+            cells don't sum to the rows (under noise: exceed them); a direction is no direction.
+    """
+    for name, tensor in own.items():
+        if not np.isfinite(tensor).all():
+            raise AggregationError(f"{name}: holds values that are not finite")
+    if asked.kind == "subspace":
+        _check_basis(own["basis"])
+    else:
+        _check_sketch(
+            own["sketch"].astype(np.float64), own["facts"].astype(np.float64), asked, rows
+        )
+
+
+def _check_basis(basis: Array) -> None:
+    sizes = np.linalg.norm(basis.astype(np.float64), axis=1)
+    if not (((sizes == 0) | (np.abs(sizes - 1) < _NORM)).all() and sizes.any()):
+        raise AggregationError("basis: directions are not of length 1")
+
+
+def _check_sketch(rows_of: Array, facts: Array, asked: Asked, rows: int) -> None:
+    if (facts < 0).any() or (rows_of[-1] < 0).any():
+        raise AggregationError("sketch: counts, dimensions and deviations are not negative")
+    counted, noisy = float(facts[:-1].sum()), bool(asked.options.get("noise"))
+    slack = _COUNT * rows
+    if counted > rows + slack or (not noisy and counted < rows - slack):
+        raise AggregationError(f"facts: cells of {counted:g} rows, {rows} were measured")
+    clip = float(asked.options.get("clip", 0.0))
+    sizes = np.linalg.norm(rows_of[:-1], axis=1)
+    if clip and not noisy and sizes.max() > clip * (1 + _NORM):
+        raise AggregationError(f"sketch: a mean of norm {sizes.max():g}, the clip is {clip:g}")
+    if asked.kind in ("mean_gradient", "rms_gradient"):
+        whole = np.linalg.norm(rows_of[:2].mean(axis=0)) / np.sqrt(rows_of.shape[1])
+        if abs(whole - 1) > _NORM:
+            raise AggregationError(f"sketch: the mean of both halves has norm {whole:g}, not 1")

@@ -1,0 +1,115 @@
+"""What honest clients measure is what is promised, and what no rows have is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from atlas_flwr.errors import AggregationError
+from atlas_flwr.fingerprint.promised import Asked, check, shapes
+from atlas_flwr.fingerprint.subspace import subspace
+from atlas_flwr.fingerprint.summary import summarise, summarise_vectors
+from atlas_flwr.types import Tensors
+
+ROWS = 90
+
+
+def features(width: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.normal(2.0, 1.0, (ROWS, width)), rng.integers(0, 3, ROWS)
+
+
+def measured(options: dict[str, Any], width: int) -> Tensors:
+    x, y = features(width)
+    rng = np.random.default_rng(1)
+    match options["kind"]:
+        case "subspace":
+            sets = 3 if options["class-wise"] else 1
+            return subspace(x, y, sets, options["dimensions"], seed=0)
+        case "mean_gradient":
+            return summarise_vectors(x[:2], (44, 46))
+        case kind:
+            own, classes = (y, 3) if kind == "class_means" else (np.zeros_like(y), 1)
+            clip, noise = options["clip"] or None, options["noise"]
+            return summarise(x, own, classes, seed=0, rng=rng, clip=clip, noise=noise)
+
+
+def plain(kind: str, clip: float = 0.0, noise: float = 0.0) -> dict[str, Any]:
+    return {"kind": kind, "clip": clip, "noise": noise}
+
+
+HONEST = [
+    *(plain(kind) for kind in ("class_means", "embedding", "mean_gradient")),
+    *(plain("class_means", 3.0), plain("embedding", 3.0), plain("class_means", 3.0, 1.0)),
+    {"kind": "subspace", "dimensions": 3, "class-wise": False},
+    {"kind": "subspace", "dimensions": 3, "class-wise": True},
+]
+
+
+@pytest.mark.parametrize("width", [9, 16, 768, 1200])
+@pytest.mark.parametrize("options", HONEST, ids=str)
+def test_honest_fingerprints_are_as_promised(options: dict[str, Any], width: int) -> None:
+    told = measured(options, width)
+    given = {name: tensor.shape for name, tensor in told.items()}
+    for known in (0, width):
+        asked = Asked(options, 3, known)
+        promised = shapes(asked, given)
+        assert {n: (t.shape, str(t.dtype)) for n, t in told.items()} == promised
+        check(told, asked, ROWS)
+
+
+@pytest.mark.parametrize("options", HONEST, ids=str)
+def test_a_shape_that_no_fingerprint_has_is_refused(options: dict[str, Any]) -> None:
+    told = measured(options, 40)
+    for name, change in (("grown", (1, 0)), ("wide", (0, 10**6)), ("flat", None)):
+        given = {
+            n: (t.size,) if change is None else (t.shape[0] + change[0], t.shape[1] + change[1])
+            for n, t in told.items()
+            if t.ndim > 1
+        }
+        with pytest.raises(AggregationError):
+            shapes(Asked(options, 3), given)
+        assert name
+    with pytest.raises(AggregationError):
+        shapes(Asked(options, 3), {})
+
+
+def lies(told: Tensors) -> dict[str, Tensors]:
+    if "basis" in told:
+        return {
+            "long": {"basis": 2 * told["basis"]},
+            "zero": {"basis": 0 * told["basis"]},
+            "nan": {"basis": told["basis"] * np.float16("nan")},
+        }
+    facts = told["facts"]
+    return {
+        "more rows": {**told, "facts": 1000 * facts},
+        "negative rows": {**told, "facts": -facts},
+        "rows without end": {**told, "facts": np.full_like(facts, np.inf)},
+        "negative spread": {**told, "sketch": -np.abs(told["sketch"])},
+    }
+
+
+@pytest.mark.parametrize("options", HONEST, ids=str)
+def test_numbers_that_no_rows_have_are_refused(options: dict[str, Any]) -> None:
+    told = measured(options, 16)
+    for kind, bad in lies(told).items():
+        with np.errstate(invalid="ignore"), pytest.raises(AggregationError):
+            check(bad, Asked(options, 3), ROWS)
+        assert kind
+
+
+def test_counts_sum_to_the_rows_and_means_stay_within_the_clip() -> None:
+    told = measured(plain("class_means", 3.0), 16)
+    asked = Asked(plain("class_means", 3.0), 3)
+    for rows in (ROWS - 1, ROWS + 1):
+        with pytest.raises(AggregationError, match="rows"):
+            check(told, asked, rows)
+    with pytest.raises(AggregationError, match="the clip is 1"):
+        check(told, Asked(plain("class_means", 1.0), 3), ROWS)
+    gradient = measured(plain("mean_gradient"), 16)
+    far = {**gradient, "sketch": gradient["sketch"] * np.float16(2)}
+    with pytest.raises(AggregationError, match="not 1"):
+        check(far, Asked(plain("mean_gradient"), 3), ROWS)

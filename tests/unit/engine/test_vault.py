@@ -104,6 +104,7 @@ def test_the_round_it_started_from_stays_until_the_server_moves_on(tmp_path: Pat
     with pytest.raises(AtlasError, match=r"partition 0.*round 4"):
         vault.load(4)
 
+
 def test_a_missing_vault_names_its_partition(tmp_path: Path) -> None:
     with pytest.raises(AtlasError, match="partition 9"):
         Vault(tmp_path, 9).load(1)

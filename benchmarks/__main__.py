@@ -25,6 +25,7 @@ from benchmarks.aggregation import (
     products_large,
     running_memory,
 )
+from benchmarks.commits import commit
 from benchmarks.federated_round import inline_round, ray_round
 from benchmarks.guide_round import guide_round
 from benchmarks.measure import Ratio
@@ -43,6 +44,7 @@ BENCHMARKS: dict[str, Callable[[Size], Ratio]] = {
     "running-memory": running_memory,
     "capped-memory": capped_memory,
     "exact-memory": exact_memory,
+    "commit": commit,
 }
 
 

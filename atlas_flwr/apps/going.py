@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
+from atlas_flwr.apps.keeping import catch_up
 from atlas_flwr.apps.prepare import resolve
-from atlas_flwr.apps.resume import check_same, find_run, status_of
+from atlas_flwr.apps.resume import (
+    check_engine,
+    check_overrides,
+    check_same,
+    find_run,
+    status_of,
+)
 from atlas_flwr.apps.run import Launcher, run_experiment
+from atlas_flwr.apps.server import disk_errors
+from atlas_flwr.config.load import load_config, with_out
 from atlas_flwr.config.schema import Config
 from atlas_flwr.results.console import Progress, print_results
 from atlas_flwr.results.report import publish
@@ -38,21 +48,29 @@ def go_on(
         folder: The run directory.
         overrides: ``a.b=value`` for keys that may differ on the way.
         since: The round to go on from; by default the last one committed.
-        same_as: The experiment that the run must be of.
+        same_as: The experiment that the run must be of; what may differ is taken from it.
         deployed: Runs it on a deployment instead of the engine it names.
 
     Raises:
         ResultError: The run can't go on; nothing was written.
     """
+    check_overrides(overrides)
     if status_of(folder) == "completed" and since is None:
+        stored = with_out(load_config(folder / "config.toml"), str(folder))
+        if same_as is not None:
+            check_same(resolve(same_as), stored)
         if not (folder / "report.html").exists():  # killed while it was drawn
             publish(folder)
+        with disk_errors(folder):
+            catch_up(stored, folder)
         console.print(f"{folder} is finished: nothing to go on with", soft_wrap=True)
         print_results(console, read_run(folder).summary, folder)
         return
+    check_engine(folder, deployed is not None)
     found = find_run(folder, overrides, since)
     if same_as is not None:
         check_same(resolve(same_as), found.config)
+        found = replace(found, config=same_as)
     with Progress(console) as progress:
         run_experiment(found.config, progress.handle, found, deployed)
     print_results(console, read_run(folder).summary, folder)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from atlas_flwr.config.durations import seconds_in
-from atlas_flwr.config.load import dump_config
+from atlas_flwr.config.load import dump_config, load_config
 from atlas_flwr.config.schema import Config
 from atlas_flwr.engine.checkpoint import RECORDS, Commit, settled, write_commit
 from atlas_flwr.engine.files import digest
-from atlas_flwr.engine.mirror import VAULT, Mirror, VaultDigests
+from atlas_flwr.engine.mirror import MARK, SUMMARY, VAULT, Mirror, VaultDigests
 from atlas_flwr.engine.vault import vault_name
-from atlas_flwr.errors import RunStopped
+from atlas_flwr.errors import ResultError, RunStopped
 from atlas_flwr.results.record import Bytes
 from strategies.state import State
 
@@ -27,7 +27,7 @@ MOVABLE = (
     *("run.min-results", "data.root", "engine"),
 )
 RESULTS = (
-    *("summary.json", "summary.csv", "report.html", "rounds.jsonl", "clients.parquet"),
+    *("summary.csv", "report.html", "rounds.jsonl", "clients.parquet"),
     *("clusters.json", "ranks.json", "plots", "adapters", "models"),
 )
 
@@ -44,31 +44,87 @@ def identity(config: Config) -> str:
     return digest(json.dumps(tree, sort_keys=True).encode())
 
 
+def mirror_of(config: Config, out: Path) -> Mirror | None:
+    """Return a run's mirror; None without one, and where the run goes on in the mirror itself."""
+    if config.run.mirror is None:
+        return None
+    folder = (Path(config.run.mirror).expanduser() / out.name).resolve()
+    return None if folder == out.resolve() else Mirror(folder)
+
+
+def check_mirror(config: Config, out: Path, fresh: bool) -> None:
+    """Refuse a mirror that would hold nothing of its own, or is another run's; nothing is written.
+
+    Args:
+        config: The experiment.
+        out: The run directory; it need not be there yet.
+        fresh: Whether the run begins; else it goes on.
+
+    Raises:
+        ResultError: The mirror is refused.
+    """
+    mirror = mirror_of(config, out)
+    home = out.resolve()
+    if config.run.mirror is not None and (
+        home in mirror.folder.parents if mirror is not None else fresh
+    ):
+        raise ResultError(
+            f"run.mirror: {config.run.mirror}: its copy would lie in the run directory; name a "
+            "folder elsewhere"
+        )
+    if mirror is None or not (mirror.folder / "config.toml").exists():
+        return
+    resume = f"atlas resume {mirror.folder}"
+    if fresh:
+        raise ResultError(
+            f"run.mirror: {mirror.folder} already holds a run; go on with that one ({resume}), or "
+            "name another folder"
+        )
+    there = load_config(mirror.folder / "config.toml")
+    if identity(there) != identity(config):
+        one, other = (tomllib.loads(dump_config(each)) for each in (config, there))
+        raise ResultError(
+            f"run.mirror: {mirror.folder} holds another run: {told_differences(one, other)}; name "
+            "another folder"
+        )
+    if not (mirror.folder / MARK).exists():
+        raise ResultError(
+            f"run.mirror: the run has gone on in {mirror.folder} itself; go on there ({resume}), "
+            "or name another folder"
+        )
+
+
+def catch_up(config: Config, out: Path) -> None:
+    """Copy a finished run's results to its mirror, if that was cut short."""
+    mirror = mirror_of(config, out)
+    if mirror is None or (mirror.folder / SUMMARY).exists():
+        return
+    if (mirror.folder / MARK).exists():
+        check_mirror(config, out, fresh=False)
+        mirror.finish(out, RESULTS)
+
+
 class Keeper:
     """Writes a run's commits.
 
     Args:
-        config: The experiment; ``run.out`` is set.
+        config: The experiment; ``run.out`` is set, and `check_mirror` was asked.
         out: The run directory.
-        fresh: Whether the run begins; else it is resumed.
 
     Raises:
-        ResultError: The mirror can't be written, or holds another run.
+        ResultError: The mirror can't be written.
     """
 
-    def __init__(self, config: Config, out: Path, fresh: bool) -> None:
+    def __init__(self, config: Config, out: Path) -> None:
         self._out, self._identity = out, identity(config)
         self._vault = VaultDigests(out / VAULT)
         stop = config.run.stop_after
         self._until = None if stop is None else seconds_in(stop)
         self._stop = stop
         self._rounds = config.run.rounds
-        self._mirror: Mirror | None = None
-        if config.run.mirror is not None:
-            folder = (Path(config.run.mirror).expanduser() / out.name).resolve()
-            if folder != out.resolve():  # resumed in the mirror itself
-                self._mirror = Mirror(folder)
-                self._mirror.begin(out, fresh)
+        self._mirror = mirror_of(config, out)
+        if self._mirror is not None:
+            self._mirror.begin(out)
         self._began = self._last = time.monotonic()
         self._longest = 0.0
 

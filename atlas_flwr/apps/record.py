@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from atlas_flwr.apps.keeping import Keeper
+from atlas_flwr.apps.keeping import Keeper, check_mirror
 from atlas_flwr.apps.resume import restore
 from atlas_flwr.config.load import dump_config
 from atlas_flwr.config.schema import Config
@@ -64,10 +64,11 @@ class Recorder:
         self.out, self._watch = out, watch
         self._facts = _facts(config, engine)
         self._began, self._before = time.monotonic(), since.seconds if since else 0.0
-        self._writer = self._opened(config, list(argv), since, fresh)
+        check_mirror(config, out, fresh)
+        self._writer = self._opened(config, provenance(list(argv), config.run.seed), since, fresh)
         self.rounds: list[RoundRecord | Mapping[str, Any]] = [*self._writer.rounds_so_far()]
         self._rows: list[ClientRow] = self._writer.rows_so_far()
-        self._keeper = Keeper(config, out, fresh)
+        self._keeper = Keeper(config, out)
         self.tell(
             "start",
             experiment=config.run.name,
@@ -81,14 +82,14 @@ class Recorder:
         )
 
     def _opened(
-        self, config: Config, argv: list[str], since: Commit | None, fresh: bool
+        self, config: Config, now: dict[str, Any], since: Commit | None, fresh: bool
     ) -> RunWriter:
         """Return the writer of a new directory, or of one put back to where the run stood."""
         if fresh:
             prepare(self.out)
             writer = RunWriter(self.out)
             # The config comes last: from then on there is a run to go on with.
-            writer.write_provenance(provenance(argv, config.run.seed))
+            writer.write_provenance({**now, "engine": self._facts.engine})
             writer.write_config(dump_config(config))
             return writer
         restore(self.out, since)
@@ -96,7 +97,7 @@ class Recorder:
         writer = RunWriter.reopen(self.out, reached)
         writer.replace_config(dump_config(config))
         told = read_extra(self.out / "provenance.json")
-        again = {"after_round": reached, **provenance(argv, config.run.seed)}
+        again = {"after_round": reached, **now}
         writer.write_provenance({**told, "resumed": [*told.get("resumed", []), again]})
         return writer
 
@@ -229,7 +230,9 @@ def close_unfinished(
     path = out / "rounds.jsonl"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     whole = text[: text.rfind("\n") + 1]  # the last line may have been cut by the kill
-    rounds = [json.loads(line) for line in whole.splitlines()]
+    # Killed between the first round's line and its rows: it has no round yet.
+    begun = (out / "clients.parquet").exists()
+    rounds = [json.loads(line) for line in whole.splitlines()] if begun else []
     moved = sum((Bytes(r["by_kind_up"], r["by_kind_down"]) for r in rounds), Bytes())
     peak = max((r["memory_mb"] for r in rounds if r["memory_mb"] is not None), default=None)
     facts, none = _facts(config, engine), final_scores([], [])

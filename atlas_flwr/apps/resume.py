@@ -21,8 +21,14 @@ from atlas_flwr.engine.checkpoint import (
 )
 from atlas_flwr.engine.mirror import MARK, check_vault
 from atlas_flwr.errors import ResultError
+from atlas_flwr.results.store import read_extra
 from atlas_flwr.results.writing import atomic_write
 from strategies.state import State
+
+
+DEPLOYED = "deployment"
+# What goes on with a deployment.
+AGAIN = "the same atlas up with --resume auto (flwr run: resume='auto')"
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,37 @@ def status_of(out: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ResultError(f"{out / 'summary.json'}: can't be read ({error})") from error
+        raise ResultError(
+            f"{out / 'summary.json'}: can't be read ({error}); remove it to go on from the last "
+            "commit"
+        ) from error
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse an override of what makes a run what it is.
+
+    Raises:
+        ResultError: Names the key, and those that may change.
+    """
+    for item in overrides:
+        key = item.partition("=")[0].strip()
+        if key not in MOVABLE and key.partition(".")[0] not in MOVABLE:
+            raise ResultError(
+                f"--set {item}: {key} makes another run of it; only these may change when a run "
+                f"goes on: {', '.join(MOVABLE)}"
+            )
+
+
+def check_engine(out: Path, deployed: bool) -> None:
+    """Refuse to go on with a deployment as a simulation.
+
+    The rows that its clients have, and what they keep for themselves, are on their own disks.
+
+    Raises:
+        ResultError: Says what goes on with it.
+    """
+    if not deployed and read_extra(out / "provenance.json").get("engine") == DEPLOYED:
+        raise ResultError(f"{out}: is a deployment; go on with {AGAIN}")
 
 
 def find_run(out: Path, overrides: Sequence[str] = (), since: int | None = None) -> Resumable:
@@ -72,13 +108,7 @@ def find_run(out: Path, overrides: Sequence[str] = (), since: int | None = None)
             file is lost. In a mirror, whose copy may be torn, an older commit is used instead.
         ConfigError: An override is of a key that must stay.
     """
-    for item in overrides:
-        key = item.partition("=")[0].strip()
-        if key not in MOVABLE and key.partition(".")[0] not in MOVABLE:
-            raise ResultError(
-                f"--set {item}: {key} makes another run of it; only these may change when a run "
-                f"goes on: {', '.join(MOVABLE)}"
-            )
+    check_overrides(overrides)
     status_of(out)
     config = with_out(load_config(out / "config.toml", overrides), str(out))
     found = commits(out)
@@ -128,10 +158,11 @@ def _checked(out: Path, number: int, config: Config) -> Commit:
 def restore(out: Path, commit: Commit | None) -> None:
     """Put a run directory back to where it stood; what came after is dropped.
 
-    The summary goes first: without one a run has not ended. Records are replaced one by one, each
+    The summary goes first: without one a run has not ended. So does the page that told of that
+    end; one that is missing is drawn. Records are replaced one by one, each
     in one step, and the commit they come from stays, so that this can be repeated.
     """
-    for name in ("summary.json", "summary.csv"):
+    for name in ("summary.json", "summary.csv", "report.html"):
         (out / name).unlink(missing_ok=True)
     records = commit.records if commit else {}
     for name in RECORDS:

@@ -97,10 +97,14 @@ def write_commit(root: Path, commit: Commit) -> Path:
 
 
 def prune(folder: Path, last: int) -> None:
-    """Remove what is older than the last commits, newer than ``last``, or was never finished."""
+    """Remove what is older than the last commits, newer than ``last``, or was never finished.
+
+    What others put there stays: file browsers and cloud drives leave files of their own.
+    """
     for path in folder.iterdir():
         number = _round_of(path)
-        if number is None or not last - KEPT < number <= last:
+        unfinished = path.name.startswith(".round-") and path.is_dir()
+        if unfinished or (number is not None and not last - KEPT < number <= last):
             remove(path)
 
 

@@ -76,10 +76,14 @@ class _Packer:
         return told
 
     def _tensor(self, array: Array, place: str) -> str:
-        name = self._names.setdefault(id(array), place.removeprefix("/"))
-        if name not in self.tensors:
-            self.tensors[name] = np.asarray(array, order="C")
-            self._alive.append(array)
+        if (known := self._names.get(id(array))) is not None:
+            return known
+        name = place.removeprefix("/")
+        while name in self.tensors:  # keys may hold a slash, and 1 and "1" are two keys
+            name += "~"
+        self._names[id(array)] = name
+        self.tensors[name] = np.asarray(array, order="C")
+        self._alive.append(array)
         return name
 
 

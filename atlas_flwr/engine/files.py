@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+
+from atlas_flwr.results.writing import naming
 
 # In the order a round passes them; `mirrored` only where a run has a mirror.
 COMMIT_POINTS = (
@@ -18,6 +21,9 @@ COMMIT_POINTS = (
 )
 END_POINTS = ("scored", "exported", "closed")
 
+
+# What a file system answers that has no way to sync a folder: some network and cloud drives.
+_CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 # Who is told of each; nobody, but in tests.
 WATCHERS: list[Callable[[str], None]] = []
@@ -30,12 +36,20 @@ def passed(point: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until a folder's list of names is on the disk; not every system can (Windows)."""
+    """Wait until a folder's list of names is on the disk, where the system and the drive can.
+
+    Raises:
+        OSError: The drive failed; the error names the folder.
+    """
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(folder):
+            os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
     finally:
         os.close(descriptor)
 

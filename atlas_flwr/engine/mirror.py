@@ -8,7 +8,6 @@ uploads), the digests tell, and the commit before it is used.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from atlas_flwr.errors import ResultError
 from atlas_flwr.results.writing import write_synced
 
 MARK = ".mirror"
+SUMMARY = "summary.json"
 VAULT = "vault"
 
 
@@ -38,23 +38,18 @@ class Mirror:
         self.folder = folder
         self._there: dict[str, str] = {}
 
-    def begin(self, out: Path, fresh: bool) -> None:
-        """Make the folder and copy what names the run.
+    def begin(self, out: Path) -> None:
+        """Make the folder and copy what names the run, which has not ended.
 
         Args:
             out: The run directory.
-            fresh: Whether the run begins; else it is resumed.
 
         Raises:
-            ResultError: The folder can't be written, or a run begins where another is mirrored.
+            ResultError: The folder can't be written.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if fresh and (self.folder / "config.toml").exists():
-                raise ResultError(
-                    f"run.mirror: {self.folder} already holds a run; resume that one, or name "
-                    "another folder"
-                )
+            (self.folder / SUMMARY).unlink(missing_ok=True)
             write_synced(self.folder / MARK, f"{out}\n".encode())
             for name in ("provenance.json", "config.toml"):
                 self._copy(out / name, name)
@@ -83,12 +78,12 @@ class Mirror:
         passed("mirrored")
 
     def finish(self, out: Path, names: Iterable[str]) -> None:
-        """Copy results of a run that has ended; folders as a whole."""
-        for name in names:
-            if (out / name).is_dir():
-                shutil.copytree(out / name, self.folder / name, dirs_exist_ok=True)
-            elif (out / name).exists():
-                self._copy(out / name, name)
+        """Copy results of a run that has ended, folders as a whole, and the summary last."""
+        for name in (*names, SUMMARY):
+            inside = sorted((out / name).rglob("*")) if (out / name).is_dir() else [out / name]
+            for path in inside:
+                if path.is_file():
+                    self._copy(path, path.relative_to(out).as_posix())
 
     def _copy(self, source: Path, name: str) -> None:
         path = self.folder / name
@@ -101,9 +96,12 @@ class Mirror:
     def _forget(self) -> None:
         """Remove vault files that no commit here counts on."""
         counted: set[str] = set()
-        for number in commits(self.folder):
-            manifest = self.folder / FOLDER / f"round-{number}" / MANIFEST
-            counted |= read_manifest(manifest)["vault"].keys()
+        try:
+            for number in commits(self.folder):
+                manifest = self.folder / FOLDER / f"round-{number}" / MANIFEST
+                counted |= read_manifest(manifest)["vault"].keys()
+        except ResultError:
+            return  # an older copy is torn: nothing is removed before that one has gone
         for path in (self.folder / VAULT).rglob("*.safetensors"):
             name = path.relative_to(self.folder / VAULT).as_posix()
             if name not in counted:
@@ -134,7 +132,7 @@ class VaultDigests:
 
     def of(self, names: Iterable[str]) -> dict[str, str]:
         """Return the digest of each file that is there."""
-        found: dict[str, str] = {}
+        found: dict[str, tuple[int, int, str]] = {}
         for name in names:
             path = self._root / name
             if not path.is_file():
@@ -143,6 +141,6 @@ class VaultDigests:
             size, changed, told = self._known.get(name, (-1, -1, ""))
             if (size, changed) != (seen.st_size, seen.st_mtime_ns):
                 told = digest_of(path)
-                self._known[name] = (seen.st_size, seen.st_mtime_ns, told)
-            found[name] = told
-        return found
+            found[name] = (seen.st_size, seen.st_mtime_ns, told)
+        self._known = found
+        return {name: told for name, (_, _, told) in found.items()}

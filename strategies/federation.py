@@ -66,7 +66,7 @@ class Federation(Strategy):
     ) -> None:
         self.method, self.limits, self.config, self.observer = method, limits, config, observer
         self.state, self.moved = since or (method.start(), Bytes())
-        self.gate = Gate(method.setting, limits.norm_ratio)
+        self.gate = Gate(method.setting, limits.norm_ratio, observer.arrived)
         self.nodes: dict[int, int] = {}
         self._tally = _Tally()
         self._jobs: list[Job] = []

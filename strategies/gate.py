@@ -9,7 +9,7 @@ accepted depends on neither arrival nor waiting, and all that is remembered is i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Literal
@@ -57,12 +57,23 @@ class Verdict:
 class Gate:
     """Passes each phase's replies on, or refuses them.
 
+    Args:
+        setting: The run's facts.
+        ratio: How far beyond the median an answer may go.
+        arrived: Told how many replies there are of all, while none is handed on yet.
+
     Attributes:
         declared: What clients said of their rows when they said hello, by partition.
     """
 
-    def __init__(self, setting: Setting, ratio: float) -> None:
-        self._setting, self._ratio = setting, ratio
+    def __init__(
+        self,
+        setting: Setting,
+        ratio: float,
+        arrived: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self._setting, self._ratio, self._arrived = setting, ratio, arrived
+        self._total = 0
         self._strides = norms.strides(setting)
         self._accepted: list[_Size] = []
         self.declared: Mapping[int, Mapping[str, int]] = {}
@@ -77,7 +88,7 @@ class Gate:
             jobs: What was asked, in partition order.
             replies: One for each job.
         """
-        self._accepted, sizes = [], list[_Size]()
+        self._accepted, self._total, sizes = [], len(jobs), list[_Size]()
         known = norms.bounds(state.norms, {}, self._ratio)
         turns = zip(jobs, replies, strict=True)
         for job, reply in turns:
@@ -147,6 +158,7 @@ class Gate:
                 if verdict.status == "ok":
                     spool.put(turn, reply)
                 found.append((job, replace(verdict, update=None), stride))
+                self._arrived(len(sizes) - 1 + len(found), self._total)
             everybody = [*sizes[:-1], *((v.sizes, stride) for _, v, stride in found)]
             most = norms.bounds(state.norms, norms.together(everybody), self._ratio)
             usual = self._usual_shapes(found)

@@ -22,6 +22,9 @@ class Observer(Protocol):
     def phase(self, round_: int, phase: str, partitions: Sequence[int]) -> None:
         """A phase begins."""
 
+    def arrived(self, done: int, total: int) -> None:
+        """So many replies of a phase are there, and wait for the others to be judged."""
+
     def client(self, row: ClientRow, notes: Sequence[str], done: int, total: int) -> None:
         """A client has answered, or is lost."""
 

@@ -119,6 +119,10 @@ class Recorder:
         """A phase begins."""
         self.tell("phase", round=round_, phase=phase, clients=len(partitions))
 
+    def arrived(self, done: int, total: int) -> None:
+        """So many replies are there, and wait for the others to be judged together."""
+        self.tell("arrived", done=done, total=total)
+
     def client(self, row: ClientRow, notes: Sequence[str], done: int, total: int) -> None:
         """A client has answered, or is lost."""
         self._rows.append(row)

@@ -145,8 +145,12 @@ class Progress:
         self.phase = PHASE_WORDS.get(event["phase"], event["phase"])
         self.done, self.total = 0, event["clients"]
 
-    def _on_client(self, event: Mapping[str, Any]) -> None:
+    def _on_arrived(self, event: Mapping[str, Any]) -> None:
         self.done, self.total = event["done"], event["total"]
+
+    def _on_client(self, event: Mapping[str, Any]) -> None:
+        # Where they are judged together, all have arrived by then.
+        self.done, self.total = max(self.done, event["done"]), event["total"]
 
     def _on_round(self, event: Mapping[str, Any]) -> None:
         self.accuracies.append(event["accuracy"])

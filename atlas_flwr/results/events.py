@@ -6,6 +6,7 @@ event   fields
 start   experiment, strategy, model, engine, rounds, clients (a number), tasks (names), and
         ``resumed``: the accuracies of the rounds that had ended before
 phase   round, phase, clients (how many are asked)
+arrived done, total: replies that wait for the others, to be judged together
 client  round, phase, partition, done, total
 round   the round's record (`RoundRecord.to_dict`)
 note    partition (null for the server), text
@@ -29,6 +30,7 @@ from atlas_flwr.errors import ResultError
 EVENT_FIELDS: Mapping[str, tuple[str, ...]] = {
     "start": ("experiment", "strategy", "model", "engine", "rounds", "clients", "tasks"),
     "phase": ("round", "phase", "clients"),
+    "arrived": ("done", "total"),
     "client": ("round", "phase", "partition", "done", "total"),
     "round": ("round", "accuracy", "loss", "time_seconds", "communication_mb"),
     "note": ("partition", "text"),

@@ -69,6 +69,22 @@ def test_a_live_display_in_a_terminal():
     assert "round 2/5" in out.getvalue()
 
 
+def test_replies_are_counted_as_they_arrive_and_a_resumed_run_says_where_it_is():
+    out = io.StringIO()
+    with Progress(Console(file=out, force_terminal=False, width=100)) as progress:
+        progress.handle(START | {"resumed": [0.5, None, 0.7]})
+        progress.handle({"event": "phase", "round": 4, "phase": "train", "clients": 6})
+        progress.handle({"event": "arrived", "done": 5, "total": 6})
+        assert (progress.done, progress.total) == (5, 6)
+        progress.handle(EVENTS[2] | {"done": 1})  # judged one by one, once all are there
+        assert progress.done == 5
+        progress.handle({"event": "stop", "text": "after round 4 of 5"})
+    assert out.getvalue().splitlines()[1:] == [
+        "resumed after round 3",
+        "stopped  after round 4 of 5",
+    ]
+
+
 def test_one_round_is_a_round(run):
     out = io.StringIO()
     with Progress(Console(file=out)) as progress:

@@ -16,10 +16,10 @@ from atlas_flwr.apps.resume import (
     check_same,
     find_run,
     status_of,
+    stored_config,
 )
 from atlas_flwr.apps.run import Launcher, run_experiment
 from atlas_flwr.apps.server import disk_errors
-from atlas_flwr.config.load import load_config, with_out
 from atlas_flwr.config.schema import Config
 from atlas_flwr.results.console import Progress, print_results
 from atlas_flwr.results.report import publish
@@ -56,7 +56,7 @@ def go_on(
     """
     check_overrides(overrides)
     if status_of(folder) == "completed" and since is None:
-        stored = with_out(load_config(folder / "config.toml"), str(folder))
+        stored = stored_config(folder)
         if same_as is not None:
             check_same(resolve(same_as), stored)
         if not (folder / "report.html").exists():  # killed while it was drawn

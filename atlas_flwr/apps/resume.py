@@ -25,7 +25,6 @@ from atlas_flwr.results.store import read_extra
 from atlas_flwr.results.writing import atomic_write
 from strategies.state import State
 
-
 DEPLOYED = "deployment"
 # What goes on with a deployment.
 AGAIN = "the same atlas up with --resume auto (flwr run: resume='auto')"
@@ -66,6 +65,11 @@ def status_of(out: Path) -> str | None:
             f"{out / 'summary.json'}: can't be read ({error}); remove it to go on from the last "
             "commit"
         ) from error
+
+
+def stored_config(out: Path, overrides: Sequence[str] = ()) -> Config:
+    """Return the experiment of the run in a directory, as one that lies there now."""
+    return with_out(load_config(out / "config.toml", overrides), str(out))
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
@@ -110,7 +114,7 @@ def find_run(out: Path, overrides: Sequence[str] = (), since: int | None = None)
     """
     check_overrides(overrides)
     status_of(out)
-    config = with_out(load_config(out / "config.toml", overrides), str(out))
+    config = stored_config(out, overrides)
     found = commits(out)
     if since is not None and since not in found:
         there = ", ".join(map(str, found)) or "none"
@@ -149,7 +153,7 @@ def _checked(out: Path, number: int, config: Config) -> Commit:
     if commit.run != identity(config):
         raise ResultError(
             f"{out / FOLDER / f'round-{number}'}: belongs to another run than "
-            f"{out / 'config.toml'}: their configs differ"
+            f"{out / 'config.toml'}: their configs differ, or another version wrote it"
         )
     check_vault(out, commit.vault)
     return commit

@@ -13,19 +13,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
+from atlas_flwr.apps.keeping import check_mirror
 from atlas_flwr.apps.prepare import check_names, prepare, resolve
 from atlas_flwr.apps.record import EVENTS, Watcher, close_unfinished
-from atlas_flwr.apps.resume import Resumable, status_of
-from atlas_flwr.apps.server import DEPLOYED, execute
+from atlas_flwr.apps.resume import AGAIN, DEPLOYED, Resumable, status_of
+from atlas_flwr.apps.server import disk_errors, execute
 from atlas_flwr.config.load import dump_config
 from atlas_flwr.config.schema import Config
 from atlas_flwr.engine.inline import InlineGrid
 from atlas_flwr.engine.launch import EngineOutcome, run_on_ray
 from atlas_flwr.engine.launch_signals import signals_raise, who_stopped
-from atlas_flwr.engine.lock import LOCK
-from atlas_flwr.errors import ConfigError, ResultError, RunFailed, RunStopped, UserError
+from atlas_flwr.engine.lock import LOCK, held
+from atlas_flwr.errors import ConfigError, RunFailed, RunStopped, UserError
 from atlas_flwr.results.events import follow_events
 from atlas_flwr.results.record import Status
 from atlas_flwr.results.store import prepare as prepare_out
@@ -61,8 +61,9 @@ def run_experiment(
     out = Path(config.run.out)
     check_names(config)
     config = _resolved(config)
-    how = "the same atlas up with --resume auto" if deployed else f"atlas resume {out}"
+    how = AGAIN if deployed else f"atlas resume {out}"
     with _told_how_to_go_on(out, how), _claimed(out) if going_on else _made(out):
+        check_mirror(config, out, fresh=going_on is None)
         if deployed is not None:
             _on_flower(config, watch, going_on, deployed, DEPLOYED)
         elif config.engine.kind == "inline":
@@ -85,7 +86,7 @@ def _told_how_to_go_on(out: Path, how: str) -> Iterator[None]:
         yield
     except (RunStopped, KeyboardInterrupt, SystemExit) as error:
         if not (out / "config.toml").exists():
-            raise  # it had not begun
+            raise RunStopped(f"{who_stopped(error)}, before the run had begun") from error
         raise RunStopped(f"{who_stopped(error)}; go on with: {how}") from error
 
 
@@ -96,15 +97,9 @@ def _claimed(out: Path) -> Iterator[None]:
     Raises:
         ResultError: Another one does.
     """
-    lock = FileLock(out / CLAIM, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ResultError(f"{out}: another run is writing there; name another --out") from error
-    try:
+    taken = f"{out}: another run is writing there; name another --out"
+    with held(out / CLAIM, 0, taken):
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -129,10 +124,17 @@ def _made(out: Path) -> Iterator[None]:
 
 
 def _resolved(config: Config) -> Config:
-    """Return the config with the strategy's options and the number of workers spelled out."""
+    """Return the config with options, number of workers and the mirror's place spelled out.
+
+    A mirror starts from the current folder, as ``run.out`` does: Flower's programs run elsewhere.
+    """
     workers = 1 if config.engine.kind == "inline" else workers_of(config)
     engine = config.engine.model_copy(update={"workers": workers})
-    return resolve(config).model_copy(update={"engine": engine})
+    mirror = config.run.mirror
+    if mirror is not None:
+        mirror = str(Path(mirror).expanduser().absolute())
+    run = config.run.model_copy(update={"mirror": mirror})
+    return resolve(config).model_copy(update={"engine": engine, "run": run})
 
 
 def workers_of(config: Config) -> int:
@@ -163,12 +165,24 @@ def _on_flower(
     with tempfile.TemporaryDirectory(prefix="atlas-") as folder:
         resolved = Path(folder) / "config.toml"
         resolved.write_text(dump_config(config), encoding="utf-8")
-        with _closing(config, out, engine), _following(out / EVENTS, watch):
+        before = _summary(out)
+        again = AGAIN if engine == DEPLOYED else None
+        with (
+            disk_errors(out, again),
+            _closing(config, out, engine),
+            _following(out / EVENTS, watch),
+        ):
             outcome = launch(config, resolved, _resume_word(going_on))
     if outcome.status != "completed":
-        if status_of(out) == "stopped":
+        # One that is as it was tells of an earlier end: the server didn't get that far.
+        if _summary(out) != before and status_of(out) == "stopped":
             raise RunStopped(outcome.details)
         raise RunFailed(f"{outcome.details} (log: {outcome.log})")
+
+
+def _summary(out: Path) -> bytes | None:
+    path = out / "summary.json"
+    return path.read_bytes() if path.exists() else None
 
 
 def _on_ray(config: Config, resolved: Path, resume: str) -> EngineOutcome:

@@ -19,7 +19,16 @@ from atlas_flwr.apps.export import export_models
 from atlas_flwr.apps.facts import facts_of
 from atlas_flwr.apps.prepare import prepare, resolve
 from atlas_flwr.apps.record import Recorder, Watcher
-from atlas_flwr.apps.resume import Resumable, check_same, find_run
+from atlas_flwr.apps.resume import (
+    AGAIN,
+    DEPLOYED,
+    Resumable,
+    check_engine,
+    check_same,
+    find_run,
+    status_of,
+    stored_config,
+)
 from atlas_flwr.config.load import load_config, with_out
 from atlas_flwr.config.schema import Config
 from atlas_flwr.engine.files import passed
@@ -35,7 +44,6 @@ from strategies.rules import Limits
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
-DEPLOYED = "deployment"
 app = ServerApp()
 
 
@@ -56,17 +64,34 @@ def main(grid: Grid, context: Context) -> None:
     # Whatever the file says, these clients run where Flower runs them.
     engine = config.engine.model_copy(update={"kind": "ray"})
     config = resolve(config).model_copy(update={"engine": engine})
+    if config.run.mirror is not None and not Path(config.run.mirror).expanduser().is_absolute():
+        raise ConfigError(f"run.mirror: must be an absolute path here, got '{config.run.mirror}'")
     kind = "ray" if isinstance(grid, InMemoryGrid) else DEPLOYED
-    execute(grid, config, engine=kind, argv=sys.argv, going_on=_going_on(config, told))
+    if _is_finished(config, told):
+        print(f"{config.run.out} is finished: nothing to go on with")  # for `flwr log`
+        return
+    execute(grid, config, engine=kind, argv=sys.argv, going_on=_going_on(config, told, kind))
 
 
-def _going_on(config: Config, told: Mapping[str, Any]) -> Resumable | None:
+def _is_finished(config: Config, told: Mapping[str, Any]) -> bool:
+    """Tell whether ``resume='auto'`` found that the run has completed."""
+    out = Path(str(config.run.out))
+    if told.get("resume") != "auto" or not (out / "config.toml").exists():
+        return False
+    if status_of(out) != "completed":
+        return False
+    check_same(config, stored_config(out))
+    return True
+
+
+def _going_on(config: Config, told: Mapping[str, Any], engine: str) -> Resumable | None:
     """Return the run to go on with: ``resume`` is empty, "auto", or the round of a commit."""
     asked, out = str(told.get("resume") or ""), Path(str(config.run.out))
     if not asked or (asked == "auto" and not (out / "config.toml").exists()):
         return None
     if asked != "auto" and not asked.isdecimal():
         raise ConfigError(f"resume: 'auto' or the round of a commit, got '{asked}'")
+    check_engine(out, engine == DEPLOYED)
     found = find_run(out, since=None if asked == "auto" else int(asked))
     check_same(config, found.config)
     return found
@@ -101,7 +126,7 @@ def execute(
     patience = min(config.run.client_timeout, HELLO_SECONDS)
     held = holdings(grid, config.run.clients, patience) if engine == DEPLOYED else {}
     prepared = prepare(config, facts_of(config, held))
-    with only_writer(out), disk_errors(out):
+    with only_writer(out), disk_errors(out, AGAIN if engine == DEPLOYED else None):
         since = going_on.commit if going_on else None
         recorder = Recorder(config, out, engine, argv, watch, since, fresh=going_on is None)
         for why in going_on.passed_over if going_on else ():
@@ -151,23 +176,28 @@ def _close(recorder: Recorder, error: BaseException, moved: Bytes) -> None:
 
 
 @contextmanager
-def disk_errors(out: Path) -> Iterator[None]:
-    """Say in one line that a file can't be written, and what is safe."""
+def disk_errors(out: Path, again: str | None = None) -> Iterator[None]:
+    """Say in one line that a file can't be written, and what is safe.
+
+    Args:
+        out: The run directory.
+        again: What goes on with the run, where `atlas resume` doesn't.
+    """
     try:
         yield
     except OSError as error:
         if error.filename is None and error.errno not in _FULL:  # a network's, for one
             raise
         why = f"{error.filename or out}: {error.strerror or error}"
-        raise RunFailed(f"{why}; {_safe(out)}") from error
+        raise RunFailed(f"{why}; {_safe(out, again)}") from error
     except SafetensorError as error:  # its files are written in Rust, whose errors are its own
         if "os error" not in str(error):
             raise
-        raise RunFailed(f"{out}: {error}; {_safe(out)}") from error
+        raise RunFailed(f"{out}: {error}; {_safe(out, again)}") from error
 
 
-def _safe(out: Path) -> str:
+def _safe(out: Path, again: str | None) -> str:
     """Say what a run that can't write any longer leaves behind."""
     if not (out / "config.toml").exists():
         return "nothing was begun, run it again"
-    return f"rounds that were committed are safe, go on with: atlas resume {out}"
+    return f"rounds that were committed are safe, go on with: {again or f'atlas resume {out}'}"

@@ -217,8 +217,7 @@ class _Runner:
             RunStopped: The run was stopped, and the suite with it.
         """
         try:
-            config = going_on.config if going_on else with_out(cell.config, str(folder))
-            run_experiment(config, lambda event: None, going_on)
+            run_experiment(with_out(cell.config, str(folder)), lambda event: None, going_on)
         except (KeyboardInterrupt, RunStopped) as error:
             self._say("stopped; the same command goes on from here", "yellow")
             raise RunStopped("the same atlas suite command goes on from here") from error

@@ -26,6 +26,7 @@ def check_suite(suite: Suite, out: Path) -> list[Cell]:
     for cell in (*tuning, *cells):
         try:
             check_names(cell.config)
+            _check_mirror(cell)
         except ConfigError as error:
             raise ConfigError(f"{cell.setting}/{cell.label}: {error}") from error
     # The values of tuned keys are not known yet.
@@ -33,6 +34,12 @@ def check_suite(suite: Suite, out: Path) -> list[Cell]:
     for cell in (*tuning, *cells):
         is_finished(out / cell.folder, cell.config, () if cell.tuning else tuned)
     return [*tuning, *cells]
+
+
+def _check_mirror(cell: Cell) -> None:
+    """Refuse a mirror: runs of one seed have one name, and would share their copy's folder."""
+    if cell.config.run.mirror is not None:
+        raise ConfigError("run.mirror: a suite has none; name a folder of the drive with --out")
 
 
 def describe_suite(suite: Suite, out: Path) -> Table:

@@ -18,8 +18,9 @@ from atlas_flwr.errors import ConfigError, ResultError
 from atlas_flwr.results.store import read_run
 from atlas_flwr.results.suite_table import Row, suite_row
 
-# Where a run lies and how many clients run at a time changes none of its numbers.
-NOT_COMPARED = ("run.out", "engine.workers")
+# Where a run lies, when it stops for a while and how many clients run at a time changes none of
+# its numbers.
+NOT_COMPARED = ("run.out", "run.stop-after", "engine.workers")
 
 
 def status(folder: Path) -> str | None:

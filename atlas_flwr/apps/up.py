@@ -12,10 +12,12 @@ from rich.console import Console
 
 from atlas_flwr.apps.going import begin, go_on
 from atlas_flwr.apps.home import DATA_PATH, VAULT_PATH, Home
+from atlas_flwr.apps.record import EVENTS
 from atlas_flwr.apps.run import Launcher
 from atlas_flwr.apps.shards import client_folder, write_shards
 from atlas_flwr.config.schema import Config
 from atlas_flwr.engine.deploy import run_deployed
+from atlas_flwr.engine.files import remove
 from atlas_flwr.engine.launch import EngineOutcome
 from atlas_flwr.errors import ResultError
 
@@ -48,7 +50,8 @@ def bring_up(console: Console, config: Config, data: Path | None, tls: bool, res
     if resume and (out / "config.toml").exists():
         go_on(console, out, same_as=config, deployed=launch)
         return
-    if (out / NODES).exists():
+    # What a run that was killed before it began left there is written anew.
+    if (out / NODES).exists() and not (resume and (out / EVENTS).exists()):
         raise ResultError(f"{out / NODES}: is there already; name another --out")
     begin(console, config, launch)
 
@@ -61,7 +64,7 @@ def _deploy(
     home = out / NODES
     if shards is None:
         shards = home
-        if not home.exists():
+        if not resume or not home.exists():
             _write_whole(config, home)
     nodes: list[Mapping[str, str | int]] = [
         {
@@ -79,6 +82,7 @@ def _write_whole(config: Config, home: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     try:
         write_shards(config, part)
+        remove(home)
         os.replace(part, home)
     finally:
         shutil.rmtree(part, ignore_errors=True)

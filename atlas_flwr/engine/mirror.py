@@ -59,7 +59,16 @@ class Mirror:
             ) from error
 
     def add(self, out: Path, commit: Path, vault: Mapping[str, str]) -> None:
-        """Copy a commit, after the vault files it counts on."""
+        """Copy a commit, after the vault files it counts on.
+
+        Raises:
+            ResultError: Somebody goes on with the run in the mirror itself.
+        """
+        if not (self.folder / MARK).exists():
+            raise ResultError(
+                f"run.mirror: the run goes on in {self.folder} itself, since somebody resumed it "
+                "there; two of it write over each other"
+            )
         for name, told in vault.items():
             if self._there.get(name) != told:
                 self._copy(out / VAULT / name, f"{VAULT}/{name}")

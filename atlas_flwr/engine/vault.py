@@ -54,7 +54,8 @@ class Vault:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        rounds = {int(p.stem.removeprefix("round-")) for p in path.parent.glob("round-*")}
+        names = (found.stem.removeprefix("round-") for found in path.parent.glob("round-*"))
+        rounds = {int(name) for name in names if name.isdecimal()}  # "round-3 (1)" is a drive's
         oldest = max((r for r in rounds if r <= round_ - 1 - KEPT), default=0)
         for old in rounds - {round_, since}:
             if old < oldest:

@@ -250,10 +250,12 @@ def _origin(run: RunResult) -> list[tuple[str, str]]:
     machine, commit = told.get("machine", {}), told.get("commit")
     dirty = ", with changes that were not committed" if told.get("dirty") else ""
     versions = told.get("versions", {}).items()
+    again = ", ".join(f"after round {each['after_round']}" for each in told.get("resumed", []))
     gpus = ", ".join(machine.get("gpus") or []) or "none"
     return [
         ("Source", f"{commit}{dirty}" if commit else "an installed package, not a checkout"),
         ("Command", " ".join(told.get("argv", []))),
+        *([("Resumed", again)] if again else []),
         ("Seed", str(told.get("seed"))),
         ("Python", str(told.get("python"))),
         ("Packages", ", ".join(f"{name} {version}" for name, version in versions if version)),

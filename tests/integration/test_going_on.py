@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Context, RecordDict
+from rich.console import Console
 
+from atlas_flwr.apps import server
 from atlas_flwr.apps.record import close_unfinished
 from atlas_flwr.apps.resume import find_run, restore
 from atlas_flwr.apps.run import run_experiment
+from atlas_flwr.apps.up import bring_up
 from atlas_flwr.config.load import load_config, with_out
 from atlas_flwr.engine.launch import EngineOutcome
-from atlas_flwr.errors import ResultError, RunFailed
+from atlas_flwr.errors import ResultError, RunFailed, RunStopped
 from fakes import write_experiment
 from killing import listing
 from runs import Run, Said, assert_refused
@@ -69,6 +75,43 @@ def test_a_folder_that_can_not_be_locked_is_one_line(
         (out / name).rmdir()
 
 
+def test_a_finished_deployment_that_is_submitted_again_stays(
+    run: Callable[..., Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = run("a").folder
+    before = listing(out)
+    told: dict[str, Any] = {
+        "config": str(tmp_path / "a.toml"),
+        "out": str(out),
+        "resume": "auto",
+        "overrides": "engine.workers=1",
+    }
+    nobody: Any = object()
+    server.main(nobody, Context(1, 1, {}, RecordDict(), told))
+    assert "is finished" in capsys.readouterr().out
+    assert listing(out) == before
+    with pytest.raises(ResultError, match="seed is 8 here, 7 there"):
+        server.main(nobody, Context(1, 1, {}, RecordDict(), {**told, "overrides": "run.seed=8"}))
+
+
+def test_up_that_was_killed_before_its_run_began_begins_anew(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(config.run.out)
+    for name in ("client-0", "client-9"):
+        (out / "nodes" / name).mkdir(parents=True)
+    (out / "events.jsonl").touch()
+    monkeypatch.setattr("atlas_flwr.apps.up.run_deployed", ends("no SuperLink here"))
+    with pytest.raises(ResultError, match="is there already"):
+        bring_up(Console(), config, None, tls=False, resume=False)
+    with pytest.raises(RunFailed, match="no SuperLink here"):
+        bring_up(Console(), config, None, tls=False, resume=True)
+    assert sorted(each.name for each in (out / "nodes").iterdir()) == [
+        f"client-{partition}" for partition in range(3)
+    ]
+    assert (out / "nodes" / "client-0" / "train.parquet").exists()
+
+
 # ------------------------------------------------------------------ a server that never wrote
 
 
@@ -79,7 +122,7 @@ def config(tree: dict[str, Any], tmp_path: Path) -> Any:
 
 
 def ends(details: str) -> Any:
-    return lambda *_: EngineOutcome("failed", details, Path("engine.log"))
+    return lambda *_, **__: EngineOutcome("failed", details, Path("engine.log"))
 
 
 def test_a_server_that_ends_before_it_begins_says_why(config: Any) -> None:
@@ -95,6 +138,25 @@ def test_a_stopped_run_whose_server_does_not_start_has_failed(
     (out / "summary.json").write_text(text.replace('"completed"', '"stopped"'))
     with pytest.raises(RunFailed, match="no such file"):
         run_experiment(config, lambda _: None, find_run(out), ends("ModelError: no such file"))
+
+
+def test_a_disk_that_is_full_for_the_engines_log_too(config: Any) -> None:
+    def full(*_: Any) -> EngineOutcome:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "engine.log")
+
+    with pytest.raises(RunFailed, match=r"engine.log: No space left on device; nothing was begun"):
+        run_experiment(config, lambda _: None, deployed=full)
+
+
+@pytest.mark.parametrize(
+    ("error", "who"), [(KeyboardInterrupt(), "by Ctrl-C"), (SystemExit(143), "by SIGTERM")]
+)
+def test_stopped_before_it_had_begun(error: BaseException, who: str, config: Any) -> None:
+    def stop(*_: Any) -> EngineOutcome:
+        raise error
+
+    with pytest.raises(RunStopped, match=f"^{who}, before the run had begun$"):
+        run_experiment(config, lambda _: None, deployed=stop)
 
 
 def test_killed_between_a_rounds_line_and_its_rows(run: Callable[..., Run], config: Any) -> None:

@@ -83,10 +83,21 @@ def test_the_summary_comes_last_and_is_caught_up_on(
 ) -> None:
     """A copy that was cut short must not call itself finished."""
     before = listing(mirrored)
+    (tmp_path / "a" / "report.html").touch()  # left out here, and drawn where it is missing
     for name in ("summary.json", "clients.parquet"):
         (mirrored / name).unlink()
     said = atlas("resume", tmp_path / "a")
     assert "is finished" in said.out
+    assert listing(mirrored) == {**before, "report.html": b""}
+
+
+def test_a_mirror_that_went_on_by_itself_is_not_taken_back(
+    mirrored: Path, atlas: Callable[..., Said], tmp_path: Path
+) -> None:
+    (tmp_path / "a" / "summary.json").unlink()
+    assert atlas("resume", mirrored, "--from", "1").code == 0
+    before = listing(mirrored)
+    assert_refused(atlas("resume", tmp_path / "a"), "gone on in", f"atlas resume {mirrored}")
     assert listing(mirrored) == before
 
 

@@ -372,3 +372,16 @@ def test_two_suites_never_write_to_one_folder(suite: Callable[..., Said], out: P
     with FileLock(out / ".lock"):
         assert_refused(suite(), str(out), "another suite")
     assert not (out / "two").exists()
+
+
+def test_a_suite_has_no_mirror_that_its_runs_would_share(suite: Callable[..., Said]) -> None:
+    assert_refused(suite(**{"set": {"run.mirror": "/drive"}}), "run.mirror", "--out")
+
+
+def test_when_a_run_stops_for_a_while_is_no_part_of_it(
+    suite: Callable[..., Said], out: Path
+) -> None:
+    assert suite(**{"set": {"run.stop-after": "3h"}}).code == 0
+    before = stamps(out)
+    assert suite(**{"set": {"run.stop-after": "2h"}}).code == 0
+    assert stamps(out) == before

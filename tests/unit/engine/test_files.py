@@ -12,7 +12,8 @@ import pytest
 from atlas_flwr.engine.checkpoint import prune
 from atlas_flwr.engine.codec import decode, encode
 from atlas_flwr.engine.files import sync_folder
-from atlas_flwr.engine.mirror import VaultDigests
+from atlas_flwr.engine.mirror import MARK, Mirror, VaultDigests
+from atlas_flwr.errors import ResultError
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
@@ -50,6 +51,19 @@ def test_names_that_meet_hold_tensors_of_their_own() -> None:
     value = {"a/b": np.zeros(2), "a": {"b": np.ones(3)}, 1: np.full(1, 4.0), "1": np.full(1, 5.0)}
     back = decode(*encode(value), ())
     assert [back["a/b"].size, back["a"]["b"].size, back[1][0], back["1"][0]] == [2, 3, 4.0, 5.0]
+
+
+def test_a_run_that_goes_on_in_its_mirror_is_not_written_over(tmp_path: Path) -> None:
+    out, mirror = tmp_path / "out", Mirror(tmp_path / "mirror")
+    commit = out / "checkpoints" / "round-1"
+    commit.mkdir(parents=True)
+    for name in ("provenance.json", "config.toml"):
+        (out / name).write_text("{}")
+    mirror.begin(out)
+    mirror.add(out, commit, {})
+    (mirror.folder / MARK).unlink()  # as `atlas resume` does
+    with pytest.raises(ResultError, match="somebody resumed it there"):
+        mirror.add(out, commit, {})
 
 
 def test_digests_of_files_that_no_commit_names_are_forgotten(tmp_path: Path) -> None:

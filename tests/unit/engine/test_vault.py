@@ -109,3 +109,13 @@ def test_a_missing_vault_names_its_partition(tmp_path: Path) -> None:
     with pytest.raises(AtlasError, match="partition 9"):
         Vault(tmp_path, 9).load(1)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_drives_own_copies_are_left_alone(tmp_path: Path) -> None:
+    vault = Vault(tmp_path, 3)
+    copy = tmp_path / "client-3" / "round-1 (1).safetensors"
+    copy.parent.mkdir()
+    copy.write_text("a conflict that a cloud drive met")
+    for round_ in range(1, 9):
+        vault.save(round_, parts(float(round_)))
+    assert copy.exists()

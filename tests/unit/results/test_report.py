@@ -76,6 +76,13 @@ def test_absent_values_are_dashes(make_run):
     assert "nothing was measured" in text
 
 
+def test_a_resumed_run_says_so(run):
+    assert "Resumed" not in words(page_of(run))
+    told = {**run.provenance, "resumed": [{"after_round": 0}, {"after_round": 3}]}
+    page = words(page_of(dataclasses.replace(run, provenance=told)))
+    assert "Resumed after round 0, after round 3" in " ".join(page.split())
+
+
 def test_lost_clients_are_named(make_run):
     def change(rows):
         return [dataclasses.replace(rows[0], status="lost", error="timed out"), *rows[1:]]

@@ -8,12 +8,16 @@ from pathlib import Path
 from atlas_flwr.engine.deploy_keys import DAYS, write_certificates, write_node_key
 from atlas_flwr.errors import ConfigError, ResultError
 
+OWN_ADDRESSES = ("127.0.0.1", "::1")
+"""Where a SuperLink bound to 0.0.0.0 or :: is reached by its own ServerApp, over TLS as well; a
+certificate without them leaves every run pending, without a word."""
+
 
 def write_keys(folder: Path, hosts: Sequence[str], nodes: int = 0, days: int = DAYS) -> list[Path]:
     """Write what a SuperLink needs for TLS, and key pairs for some SuperNodes.
 
-    An authority that is there already is kept: then only keys are made, for SuperNodes that come
-    later.
+    The certificate holds for loopback as well as for the hosts. An authority that is there already
+    is kept: then only keys are made, for SuperNodes that come later.
 
     Args:
         folder: Where.
@@ -30,15 +34,15 @@ def write_keys(folder: Path, hosts: Sequence[str], nodes: int = 0, days: int = D
     """
     if not hosts and not nodes:
         raise ConfigError("--host: name the SuperLink's, or --nodes for keys alone")
+    paths = [folder / f"node-{number}" for number in range(nodes)]
+    if hosts and (there := [path for path in paths if path.exists()]):
+        raise ResultError(f"{there[0]}: is there already, and keys are not replaced")
     written: list[Path] = []
     if hosts:
-        files = write_certificates(folder, hosts, days)
+        names = [*hosts, *(own for own in OWN_ADDRESSES if own not in hosts)]
+        files = write_certificates(folder, names, days)
         written += [files.authority, folder / "ca.key", files.certificate, files.key]
-    for number in range(nodes):
-        path = folder / f"node-{number}"
-        if path.exists():
-            if hosts:
-                raise ResultError(f"{path}: is there already, and keys are not replaced")
-            continue
-        written += [path, write_node_key(path)]
+    for path in paths:
+        if not path.exists():
+            written += [path, write_node_key(path)]
     return written

@@ -140,8 +140,8 @@ def certs(
     host: Annotated[
         list[str] | None, typer.Option(help="Name or address of the SuperLink; may be repeated")
     ] = None,
-    nodes: Annotated[int, typer.Option(help="Key pairs for so many SuperNodes")] = 0,
-    days: Annotated[int, typer.Option(help="How long the certificates hold")] = 365,
+    nodes: Annotated[int, typer.Option(min=0, help="Key pairs for so many SuperNodes")] = 0,
+    days: Annotated[int, typer.Option(min=1, max=36500, help="How long certificates hold")] = 365,
 ) -> None:
     """Make an authority, the SuperLink's certificate, and keys of SuperNodes.
 

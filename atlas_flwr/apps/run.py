@@ -62,7 +62,8 @@ def run_experiment(
     check_names(config)
     config = _resolved(config)
     how = AGAIN if deployed else f"atlas resume {out}"
-    with _told_how_to_go_on(out, how), _claimed(out) if going_on else _made(out):
+    made = _claimed(out) if going_on else _made(out)
+    with _told_how_to_go_on(out, how), signals_raise(), made:
         check_mirror(config, out, fresh=going_on is None)
         if deployed is not None:
             _on_flower(config, watch, going_on, deployed, DEPLOYED)
@@ -71,8 +72,7 @@ def run_experiment(
             from atlas_flwr.apps.client import app  # noqa: PLC0415
 
             grid = InlineGrid(app, config.run.clients)
-            with signals_raise():
-                execute(grid, config, "inline", sys.argv, watch, going_on)
+            execute(grid, config, "inline", sys.argv, watch, going_on)
         else:
             prepare(config)
             _on_flower(config, watch, going_on, _on_ray, "ray")
@@ -176,7 +176,7 @@ def _on_flower(
     if outcome.status != "completed":
         # One that is as it was tells of an earlier end: the server didn't get that far.
         if _summary(out) != before and status_of(out) == "stopped":
-            raise RunStopped(outcome.details)
+            raise RunStopped(outcome.details.removeprefix("RunStopped: "))
         raise RunFailed(f"{outcome.details} (log: {outcome.log})")
 
 

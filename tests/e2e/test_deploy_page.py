@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -18,29 +17,9 @@ from atlas_flwr.config.load import load_config
 from atlas_flwr.engine.deploy import deployment
 from atlas_flwr.engine.launch_area import free_port, program_folder
 from atlas_flwr.engine.launch_daemon import ProcessTree
+from deployed import ROOT, SECONDS, checkout, on_page, plain_commands
 from fakes import write_experiment
 from runs import Run
-
-ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 400.0
-
-PAGE = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
-
-
-def on_page(kind: str) -> list[str]:
-    """Return the page's blocks of a kind whose opening line ends as given."""
-    return re.findall(rf"```{kind}\n(.*?)```", PAGE, flags=re.DOTALL)
-
-
-def checkout(folder: Path) -> Path:
-    """Copy what a clone would hold."""
-    words = ("ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    listed = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / name)
-    return folder
 
 
 @pytest.mark.ray
@@ -56,7 +35,7 @@ def test_the_pages_plain_commands_run(tree: dict[str, Any], tmp_path: Path) -> N
             text = text.replace(old, str(new))
         return text
 
-    lines = [line for b in on_page(r"bash no-run: tests/e2e/[^\n]*") for line in b.splitlines()]
+    lines = plain_commands()
     connection, node = on_page("ini")
     small = {"rounds": 1, "clients": 2}
     file = write_experiment(tmp_path / "experiment.toml", tree, run=small)

@@ -19,38 +19,12 @@ from atlas_flwr.config.load import dump_config, load_config
 from atlas_flwr.engine.deploy import SERVER_APP, Deployment, deployment
 from atlas_flwr.engine.deploy_keys import write_certificates, write_node_key
 from atlas_flwr.engine.launch_area import AppRefs, write_app
+from deployed import SECONDS, assert_same, inline
 from fakes import write_experiment
 from runs import Run
 
 pytestmark = pytest.mark.ray
 ATLAS = Path(sys.executable).with_name("atlas")
-SECONDS = 400.0
-
-
-def assert_same(found: Run, expected: Run) -> None:
-    """Check that two runs differ in clocks, memory, and where private parts lie."""
-    assert found.measured() == expected.measured()
-    theirs = expected.tensors()
-    assert {path: data for path, data in theirs.items() if path in found.tensors()} == (
-        found.tensors()
-    )
-    keys = ["round", "phase", "partition"]
-    clocks = ["seconds", "bytes_up", "bytes_down", "peak_memory_mb"]
-    ours, others = (
-        run.clients.sort_values(keys).reset_index(drop=True).drop(columns=clocks)
-        for run in (found, expected)
-    )
-    assert ours.equals(others)
-    for mine, other in zip(found.rounds, expected.rounds, strict=True):
-        for way in ("by_kind_up", "by_kind_down"):
-            for kind in ("adapter", "head", "weights", "fingerprint"):
-                assert mine[way][kind] == other[way][kind]
-
-
-def inline(program: Callable[..., Any], file: Path, out: Path) -> Run:
-    said = program("run", file, "--out", out, "--engine", "inline", "--set", "engine.workers=1")
-    assert said.returncode == 0, said
-    return Run.read(out)
 
 
 def test_a_deployment_with_keys_computes_what_the_simulation_does(

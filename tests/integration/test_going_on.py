@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +160,18 @@ def test_stopped_before_it_had_begun(error: BaseException, who: str, config: Any
         run_experiment(config, lambda _: None, deployed=stop)
 
 
+def test_a_signal_counts_before_an_engine_runs(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("atlas_flwr.apps.run.prepare", load)
+    engine = config.engine.model_copy(update={"kind": "ray"})
+    with pytest.raises(RunStopped, match="by SIGTERM, before the run had begun"):
+        run_experiment(config.model_copy(update={"engine": engine}), lambda _: None)
+
+
 def test_killed_between_a_rounds_line_and_its_rows(run: Callable[..., Run], config: Any) -> None:
     out = run("a").folder
     for name in ("summary.json", "clients.parquet"):
@@ -179,3 +192,10 @@ def test_a_deployed_run_does_not_go_on_as_a_simulation(
     assert_refused(atlas("resume", out), "is a deployment", "atlas up", "resume='auto'")
     with pytest.raises(ResultError):
         find_run(out / "nowhere")
+
+
+@pytest.mark.parametrize("words", [("--days", "0"), ("--days", "99999999"), ("--nodes", "-1")])
+def test_keys_of_no_time_or_number(
+    words: tuple[str, ...], atlas: Callable[..., Said], tmp_path: Path
+) -> None:
+    assert_refused(atlas("certs", tmp_path / "keys", "--host", "localhost", *words), words[0])

@@ -77,3 +77,20 @@ def test_hosts_that_are_none_are_refused(tmp_path: Path, hosts: list[str]) -> No
     with pytest.raises(ConfigError, match="--host"):
         write_keys(tmp_path, hosts)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_serverapp_beside_the_superlink_trusts_it_too(tmp_path: Path) -> None:
+    """Flower starts it with the loopback address where the SuperLink is bound to 0.0.0.0 or ::."""
+    hosts = ["superlink.example.org", "127.0.0.1"]
+    write_keys(tmp_path, hosts)
+    files = Certificates.of(tmp_path)
+    for host in (*hosts, "::1"):
+        handshake(files, host, files.authority)
+
+
+def test_a_key_that_is_there_stops_all_before_any_is_written(tmp_path: Path) -> None:
+    """Else the authority would be in the way of the next try."""
+    first = write_keys(tmp_path, [], nodes=1)
+    with pytest.raises(ResultError, match="node-0: is there already"):
+        write_keys(tmp_path, ["localhost"], nodes=2)
+    assert sorted(tmp_path.iterdir()) == sorted(first)

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,7 +114,7 @@ def hosts(folder: Path, clients: int, hidden: Sequence[Path]) -> Iterator[list[H
     disks, names = folder / "disks", folder / "hosts"
     names.write_text(f"127.0.0.1 localhost\n{SERVER} superlink.example.org\n")
     made: list[Host] = []
-    try:
+    with ExitStack() as stack:
         for number in range(clients + 1):
             told = "link" if number == 0 else f"node-{number - 1}"
             (disks / told).mkdir(parents=True)
@@ -124,13 +124,11 @@ def hosts(folder: Path, clients: int, hidden: Sequence[Path]) -> Iterator[list[H
                 _ip("netns", "add", name)
             except subprocess.CalledProcessError as error:
                 pytest.skip(f"no network namespaces here: {error.stderr.strip()}")
+            stack.callback(_ip, "netns", "del", name)
             made.append(Host(name, disks / told, address, names, [disks, *hidden]))
             _ip("-n", name, "link", "set", "lo", "up")
         _wire(*made)
         yield made
-    finally:
-        for host in made:
-            _ip("netns", "del", host.namespace)
 
 
 def _wire(server: Host, *clients: Host) -> None:

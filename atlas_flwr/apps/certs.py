@@ -9,8 +9,8 @@ from atlas_flwr.engine.deploy_keys import DAYS, write_certificates, write_node_k
 from atlas_flwr.errors import ConfigError, ResultError
 
 OWN_ADDRESSES = ("127.0.0.1", "::1")
-"""Where a SuperLink bound to 0.0.0.0 or :: is reached by its own ServerApp, over TLS as well; a
-certificate without them leaves every run pending, without a word."""
+"""Where a SuperLink bound to 0.0.0.0 or :: is called by what starts its ServerApps, over TLS too:
+under a certificate without them that program dies, and every run stays pending."""
 
 
 def write_keys(folder: Path, hosts: Sequence[str], nodes: int = 0, days: int = DAYS) -> list[Path]:

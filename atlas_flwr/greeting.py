@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from flwr.app import ConfigRecord, RecordDict
 
 from atlas_flwr.errors import WireError
+from atlas_flwr.payload import shown
 
 HELLO = "query.hello"
 PARTITION_ID = "partition-id"  # Flower's own node-config key
@@ -34,7 +35,7 @@ def read_hello(content: RecordDict) -> int:
     record = content.config_records.get(_HELLO, ConfigRecord())
     partition = record.get(PARTITION_ID)
     if type(partition) is not int or partition < 0:
-        raise WireError(f"hello: {PARTITION_ID} must be an integer >= 0, got {partition!r}")
+        raise WireError(f"hello: {PARTITION_ID} must be an integer >= 0, got {shown(partition)}")
     return partition
 
 
@@ -51,6 +52,6 @@ def read_declared(content: RecordDict) -> dict[str, int]:
             continue
         rows = record[key]
         if type(rows) is not int or rows < 0:
-            raise WireError(f"hello: {key} must be an integer >= 0, got {rows!r}")
+            raise WireError(f"hello: {key} must be an integer >= 0, got {shown(rows)}")
         declared[key] = rows
     return declared

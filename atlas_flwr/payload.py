@@ -23,8 +23,8 @@ _MAGIC = b"\x93NUMPY\x01\x00"
 _LONGEST = 512  # bytes of a header; NumPy writes 118 for any array of ours
 _WORDS = re.compile(
     rb"\{'descr': '([<|]\w\d)', 'fortran_order': False, "
-    rb"'shape': \(((?:\d{1,12},? ?){0,8})\), \} *\n"
-)
+    rb"'shape': \((|%(n)s,|%(n)s(?:, %(n)s){1,7})\), \} *\n" % {b"n": rb"(?:0|[1-9]\d{0,11})"}
+)  # as NumPy writes it and in one way only: what doesn't match fails in one pass
 
 
 @dataclass(frozen=True)
@@ -101,3 +101,12 @@ def printable(text: object, longest: int = 500) -> str:
     Others' words go to a terminal, a table and a page: escapes and line ends stay out of them.
     """
     return "".join(c if c.isprintable() else "?" for c in str(text)[:longest])
+
+
+def shown(value: object, longest: int = 100) -> str:
+    """Return how Python writes a value that somebody else chose, as ``printable``.
+
+    What is long is cut before it is written out, so that a refusal costs no copy of a message.
+    """
+    cut = value[:longest] if isinstance(value, str | bytes | list) else value
+    return printable(repr(cut), longest)

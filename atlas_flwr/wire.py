@@ -19,7 +19,7 @@ from flwr.common.serde import recorddict_to_proto
 from atlas_flwr.errors import WireError
 from atlas_flwr.flat import KINDS, flatten, squeeze, stretch, unflatten
 from atlas_flwr.greeting import PARTITION_ID
-from atlas_flwr.payload import check_payload, printable
+from atlas_flwr.payload import check_payload, printable, shown
 from atlas_flwr.types import PARTS, Job, ModelParts, Part, Report, Stage, Tensors, Update
 
 FINGERPRINT = "fingerprint"
@@ -229,7 +229,7 @@ def check_answers(content: RecordDict, job: Job) -> None:
     for key, value in asked.items():
         told = said.get(key)
         if type(told) is not type(value) or told != value:
-            raise WireError(f"answers: {key} {printable(repr(told), 100)}, asked was {value!r}")
+            raise WireError(f"answers: {key} {shown(told)}, asked was {value!r}")
 
 
 def read_update(content: RecordDict, partition: int) -> Update:
@@ -247,16 +247,15 @@ def read_update(content: RecordDict, partition: int) -> Update:
         raise WireError("the reply carries no report")
     count = numbers.get(NUM_EXAMPLES)
     if type(count) is not int or count < 0:
-        told = printable(repr(count), 100)
-        raise WireError(f"{NUM_EXAMPLES}: must be an integer >= 0, got {told}")
+        raise WireError(f"{NUM_EXAMPLES}: must be an integer >= 0, got {shown(count)}")
     plain = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
     report = Report(
         num_examples=count,
         metrics={k: float(v) for k, v in plain.items() if k not in _OWN_METRICS},
         seconds=float(plain.get(SECONDS, 0.0)),
         peak_memory_bytes=int(plain.get(PEAK, 0)),
-        device=str(said.get("device", "cpu")),
-        notes=tuple(str(said.get("notes", "")).splitlines()),
+        device=printable(said.get("device", "cpu")),
+        notes=tuple(printable(note) for note in str(said.get("notes", "")).splitlines()),
     )
     try:
         parts, fingerprint = _read_parts(content), _read_arrays(content, FINGERPRINT)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -152,8 +153,9 @@ class DpFedAvg(Method):
     ) -> State:
         """Take the means with noise on every number that clients sent."""
         keyed = self._keyed(state)
-        rng = rng_for(self._noise_seed(keyed), "dp-noise", state.round)
-        answered = [p for p, round_ in state.trained.items() if round_ == state.round]
+        answered = sorted(p for p, round_ in state.trained.items() if round_ == state.round)
+        told = _digest(answered, bodies, heads)
+        rng = rng_for(self._noise_seed(keyed), "dp-noise", state.round, told)
         new_bodies, new_heads = dict(bodies), dict(heads)
         for group, mean in sorted(bodies.items()):
             std = self._std(sum(self.body_key(p) == group for p in answered))
@@ -203,3 +205,19 @@ class DpFedAvg(Method):
             return state
         key = np.frombuffer(secrets.token_bytes(32), "<u4").copy()
         return replace(state, memory={**state.memory, KEY: {KEY: {KEY: key}}})
+
+
+def _digest(
+    answered: Sequence[int], bodies: Mapping[str, ModelParts], heads: Mapping[str, Tensors]
+) -> int:
+    """Return 256 bits of who is in the means, and of these before noise.
+
+    A round that is run again after a crash may have other answers, and clients may have been served
+    its first release: the same noise on another mean would show them the difference bare.
+    """
+    found = hashlib.sha256(repr(answered).encode())
+    named = {f"body {g} {n}": t for g, mean in bodies.items() for n, t in mean.body().items()}
+    named |= {f"head {g} {n}": t for g, head in heads.items() for n, t in head.items()}
+    for name in sorted(named):
+        found.update(name.encode() + b"\0" + np.ascontiguousarray(named[name]).tobytes())
+    return int.from_bytes(found.digest(), "big")

@@ -17,7 +17,7 @@ from atlas_flwr.errors import AggregationError, WireError
 from atlas_flwr.fingerprint import promised
 from atlas_flwr.flat import KINDS
 from atlas_flwr.greeting import OWN_ROWS, ROWS
-from atlas_flwr.payload import check_promise, printable
+from atlas_flwr.payload import check_promise, printable, shown
 from atlas_flwr.ranks.importance import IMPORTANCE
 from atlas_flwr.results.record import METRICS as SCORES
 from atlas_flwr.types import Job, Update
@@ -41,8 +41,10 @@ from strategies.state import Setting
 MOST_ROWS = 10**9  # of a client whose rows nobody can count but itself
 MOST_SECONDS = 1e9
 MOST_MEMORY = 2**50
-_WORDS = 8192  # characters of what a client says of a job
+MOST_LOSS = 3.5e38  # nothing finite in single precision is larger
+_WORDS, _LINES = 8192, 100  # characters and lines of what a client says of a job
 _DEVICE = 200
+_ROUNDING = 1e-3  # how far below 0 rounding may take a loss
 _SLACK = 4096  # bytes beside the names and arrays
 
 _RECORDS: dict[str, type[Any]] = {
@@ -148,6 +150,8 @@ def _check_words(job: Job, content: RecordDict, asked: Promises, setting: Settin
     for name, longest in (("device", _DEVICE), ("notes", _WORDS)):
         if not isinstance(said.get(name, ""), str) or len(str(said.get(name, ""))) > longest:
             raise WireError(f"said: {name} is no text of at most {longest} characters")
+    if len(str(said.get("notes", "")).splitlines()) > _LINES:
+        raise WireError(f"said: notes are no text of at most {_LINES} lines")
     if odd := sorted(said.keys() - {"device", "notes"}):
         raise WireError(f"said: nobody asked for '{printable(odd[0], 100)}'")
     told = content.config_records.get(FACTS, ConfigRecord())
@@ -188,7 +192,7 @@ def _check_scales(told: Mapping[str, float], job: Job, setting: Setting) -> None
             asked = setting.scales.get(rank)
         if scale != asked:
             name = printable(module, 200)
-            raise WireError(f"{name}: scale {printable(repr(scale), 40)}, expected {asked}")
+            raise WireError(f"{name}: scale {shown(scale, 40)}, expected {asked}")
 
 
 # ------------------------------------------------------------------ numbers
@@ -201,22 +205,23 @@ def _check_numbers(job: Job, numbers: MetricRecord | None, most_rows: int) -> No
         raise WireError(f"metrics: nobody asked for '{printable(odd[0], 100)}'")
     for name, value in told.items():
         if type(value) not in (int, float):
-            raise WireError(f"{name}: {printable(repr(value), 100)} is no number")
+            raise WireError(f"{name}: {shown(value)} is no number")
     trains, count = job.action.startswith("train"), told.get(NUM_EXAMPLES)
     if type(count) is not int or not 0 <= count <= most_rows:
         raise WireError(
             f"{NUM_EXAMPLES}: must be an integer of at most {most_rows}, the rows there are, "
-            f"got {printable(repr(count), 100)}"
+            f"got {shown(count)}"
         )
     _check_range(SECONDS, told.get(SECONDS, 0.0), 0.0, MOST_SECONDS)
     _check_range(PEAK, told.get(PEAK, 0), 0, MOST_MEMORY)
     if type(told.get(PEAK, 0)) is not int:
-        raise WireError(f"{PEAK}: {printable(repr(told[PEAK]), 100)} is no integer")
+        raise WireError(f"{PEAK}: {shown(told[PEAK])} is no integer")
     for name in SCORES:
         value = float(told.get(name, 0.0))  # type: ignore[arg-type]
         if name == "loss":  # a diverged model is told, and its means say so
             if trains and not math.isfinite(value):
                 raise WireError(f"loss: {value} is not finite")
+            _check_loss(value)
         else:
             _check_range(name, value, -1.0 if name == "mcc" else 0.0, 1.0 + 1e-9)
     _check_range("compression_error", told.get("compression_error", 0.0), 0.0, 1.0 + 1e-6)
@@ -227,9 +232,17 @@ def _check_range(name: str, value: Any, least: float, most: float) -> None:
         raise WireError(f"{name}: must be in [{least:g}, {most:g}], got {printable(value, 40)}")
 
 
+def _check_loss(value: float) -> None:
+    """Refuse a loss that no cross-entropy is; infinite and NaN are a diverged model's."""
+    if value < -_ROUNDING or MOST_LOSS < value < math.inf:
+        raise WireError(f"loss: {value:g} is the loss of no model")
+
+
 def _check_print(job: Job, update: Update, setting: Setting) -> None:
     """Refuse a fingerprint that no rows have."""
     told = dict(update.fingerprint)
+    for loss in told.get("losses", ()):
+        _check_loss(float(loss))
     count, rows = update.report.num_examples, told.get("rows")
     if job.action == "train.score" and rows is not None and int(rows[0]) != count:
         raise WireError(f"rows: {int(rows[0])}, but {NUM_EXAMPLES} is {count}")

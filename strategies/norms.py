@@ -4,7 +4,9 @@ The norm of an answer is told apart by what moved. Of adapters it is the Frobeni
 change of all effective updates together, ``‖s B A − s₀ B₀ A₀‖`` over all modules, by r × r Gram
 matrices; of a factor whose partner never leaves the client, of cores, weights and heads that of
 their own change; of a fingerprint that of its sketch. What was not sent with the job counts from
-zero, and is compared with its like alone.
+zero, and is compared with its like alone. Where both factors come back their sizes count too, each
+by itself: of ``(B t, A / t)`` the product is the same for every t, and the mean of A times the mean
+of B, which many methods merge, is not.
 
 One answer is too far when its norm is more than ``ratio`` times the median norm of its like: of all
 answers of its exchange, or of those of an earlier one, whichever is larger. Rounds differ by more
@@ -34,6 +36,7 @@ KEPT = 64  # medians remembered of each kind
 CEILING = 1e12  # whatever the others sent: squares and sums stay finite in single precision
 _FEW = "/few"  # norms that are too few for a median so far
 _ADAPTER, _PARTS = "adapter", ("core", "weights", "head")
+_FAR = 10.0  # how many times further a client may go for steps that it declares itself
 
 
 def _start(job: Job, chosen: int) -> ModelParts:
@@ -54,10 +57,14 @@ def norms_of(job: Job, update: Update) -> Norms:
     sent, came = _start(job, int(np.argmin(losses))), update.parts
     found = dict[str, float]()
     if job.action == "train.sparse":  # what comes is the movement itself
-        whole = {name: tensor + came.body()[name] for name, tensor in sent.body().items()}
+        whole = {  # in double precision, where no sum of two singles is infinite
+            name: tensor.astype(np.float64) + came.body()[name]
+            for name, tensor in sent.body().items()
+        }
         came = came.with_body({**came.body(), **whole})
     if came.adapter:
         found[_key(job, _ADAPTER, bool(sent.adapter))] = _moved(came.adapter, sent.adapter)
+        found |= _factors(job, came.adapter, sent.adapter)
     for kind in _PARTS:
         tensors, before = getattr(came, kind), getattr(sent, kind)
         if tensors:
@@ -88,6 +95,22 @@ def _moved(came: Adapter, sent: Adapter) -> float:
     return math.hypot(*(_module(f, sent.get(module)) for module, f in came.items()))
 
 
+def _factors(job: Job, came: Adapter, sent: Adapter) -> Norms:
+    """Return the sizes of A and of B, a rank of each module on average, where both came back.
+
+    Before anything is learnt B is zero and A as it was drawn: a start of its own, as if not sent.
+    """
+    whole = [factors for factors in came.values() if factors.whole]
+    begun = any(factors.b.any() for factors in sent.values())
+    return {
+        _key(job, f"lora_{name.upper()}", begun): math.hypot(
+            *(_changed({name: getattr(f, name)}, {}) / math.sqrt(f.rank) for f in whole)
+        )
+        for name in ("a", "b")
+        if whole
+    }
+
+
 def _module(came: LoraFactors, sent: LoraFactors | None) -> float:
     if sent is not None and sent.rank == came.rank:
         came = came.filled(sent)
@@ -116,10 +139,10 @@ def strides(setting: Setting) -> tuple[float, ...]:
     """Return how many times the median number of local steps each client takes, at least 1.
 
     A client that takes more steps may move so much further: at one learning rate a step of Adam is
-    bounded.
+    bounded. Where nobody dealt the rows, steps are what clients say, and count ten times at most.
     """
-    typical = float(np.median(setting.steps)) or 1.0
-    return tuple(max(1.0, steps / typical) for steps in setting.steps)
+    typical, most = float(np.median(setting.steps)) or 1.0, math.inf if setting.rows else _FAR
+    return tuple(min(max(1.0, steps / typical), most) for steps in setting.steps)
 
 
 def stride_of(job: Job, strides_: Sequence[float]) -> float:

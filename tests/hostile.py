@@ -216,6 +216,15 @@ def tensor_in_an_evaluation(content: RecordDict, before: list[RecordDict]) -> Re
     return content
 
 
+def unbalanced(content: RecordDict, before: list[RecordDict]) -> RecordDict:
+    """The honest product, its factors far from everybody's."""
+    record = content.array_records[_kind(content)]
+    for name in record:
+        times = np.float32(1e-4 if name.endswith("lora_A") else 1e4)
+        record[name] = Array(record[name].numpy() * times)
+    return content
+
+
 DEEP = "[" * 100_000 + "]" * 100_000
 PICKLE = pickle.dumps({"a": 1})
 
@@ -235,6 +244,7 @@ REJECTED: dict[str, Lie] = {
     "object pickle": raw(lambda a: header("(1,)", "|O", PICKLE), dtype="object", shape=(1,)),
     "pickle bytes": raw(lambda a: PICKLE),
     "torch tensor": raw(lambda a: a.data, stype="torch.Tensor"),
+    "digits that read in many ways": raw(lambda a: header("1" * 90)),
     "header bomb": raw(
         lambda a: header("(1000000, 1000000)"), dtype="float32", shape=(10**6, 10**6)
     ),
@@ -267,6 +277,8 @@ REJECTED: dict[str, Lie] = {
     "count of a bool": config_count(True),
     "count of a word": config_count(str(ROWS)),
     "loss of NaN": metric(loss=float("nan")),
+    "negative loss": metric(loss=-50.0),
+    "loss beyond single precision": metric(loss=1e308),
     "unknown metric": metric(reward=1.0),
     "accuracy of 7": metric(accuracy=7.0),
     "negative memory": metric(peak_memory_bytes=-1),
@@ -275,6 +287,7 @@ REJECTED: dict[str, Lie] = {
     "seconds of NaN": metric(seconds=float("nan")),
     "negative seconds": metric(seconds=-1.0),
     "a novel in the notes": record("said", {"device": "cpu", "notes": "x" * 10**6}),
+    "a line end in each of the notes": record("said", {"device": "cpu", "notes": "\n" * 200}),
     "unknown words": record("said", {"device": "cpu", "notes": "", "more": b"\0"}),
     "scale of NaN": facts(_scale("NaN")),
     "scale of infinity": facts(_scale("1e999")),
@@ -291,6 +304,7 @@ REJECTED: dict[str, Lie] = {
     "a round that is a truth value": answers(round=True),
     "x1000": each(lambda t: (1000 * t).astype(np.float32)),
     "x1e30": each(lambda t: (1e30 * t).astype(np.float32)),
+    "one product in a far basis": unbalanced,
 }
 
 # What nobody can tell from an honest answer by looking at it.

@@ -22,6 +22,7 @@ from atlas_flwr.engine.launch_area import AppRefs, write_app
 from deployed import SECONDS, assert_same, inline
 from fakes import write_experiment
 from runs import Run
+from strategies.registry import STRATEGIES
 
 pytestmark = pytest.mark.ray
 ATLAS = Path(sys.executable).with_name("atlas")
@@ -58,7 +59,11 @@ def test_what_clients_keep_stays_with_them(
     name: str,
 ) -> None:
     """Fingerprints, private factors and carried deltas over two rounds: the simulation's bits."""
-    sections = {"run": {"clients": 3}, "data": {"tasks": ["two"]}, "model": {"head": "per_task"}}
+    sections = {
+        "run": {"clients": 3},
+        "data": {"tasks": ["two"]},
+        "model": {"head": STRATEGIES[name].head or "per_task"},
+    }
     strategy = {"strategy": {"name": name}}
     file = write_experiment(tmp_path / "e.toml", tree | strategy, **sections)
     shards = tmp_path / "shards"

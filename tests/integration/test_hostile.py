@@ -20,6 +20,8 @@ from hostile import (
     Lie,
     Twice,
     lost,
+    metric,
+    record,
     tensor_in_an_evaluation,
 )
 from runs import Run
@@ -122,6 +124,31 @@ def test_a_diverged_model_is_no_attack(run: Callable[..., Run], lying: Callable[
     found = small(run, "found", run={"rounds": 1})
     assert found.lost() == set()
     assert found.rounds[0]["loss"] is None
+
+
+def test_what_a_client_notes_is_told_without_control_characters(
+    run: Callable[..., Run], lying: Callable[..., None]
+) -> None:
+    notes = "\x1b]0;owned\x07\u202e[/]\nplain"
+    lying({1: [record("said", {"device": "\x1b[2J", "notes": notes})]})
+    found = small(run, "found", run={"rounds": 1})
+    assert found.lost() == set()
+    events = (found.folder / "events.jsonl").read_text()
+    assert "?]0;owned??[/]" in events
+    assert "plain" in events
+    assert "\\u001b" not in events
+
+
+def test_scores_that_no_model_has_are_refused(
+    run: Callable[..., Run], lying: Callable[..., None]
+) -> None:
+    lying(
+        {1: [metric(loss=-50.0)], 3: [metric(loss=1e308)], 4: [metric(loss=-1e999)]}, ("evaluate",)
+    )
+    found = small(run, "found", run={"rounds": 1})
+    assert found.lost() == set(LIARS)
+    assert set(wrong(found).phase) == {"evaluate"}
+    assert found.rounds[0]["loss"] > 0
 
 
 def test_second_and_unasked_replies_are_dropped(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import time
 import tracemalloc
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from atlas_flwr.errors import WireError
 from atlas_flwr.greeting import pack_hello, read_declared, read_hello
-from atlas_flwr.payload import DTYPES, Promise, check_payload, check_promise, printable
+from atlas_flwr.payload import DTYPES, Promise, check_payload, check_promise, printable, shown
 from hostile import header
 
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
@@ -70,6 +71,23 @@ def test_bombs_cost_nothing(data: bytes) -> None:
     assert peak < 100_000
 
 
+@pytest.mark.parametrize("shape", ["1" * 90, "1," * 90, "1 " * 90, "1, " * 90, "(" + "1, " * 90])
+def test_a_header_is_refused_in_one_pass(shape: str) -> None:
+    """Digits that can be read in many ways must not all be tried."""
+    began = time.perf_counter()
+    with pytest.raises(WireError, match="can't be read"):
+        check_payload("a", Array("float32", (3,), "numpy.ndarray", header(shape)))
+    assert time.perf_counter() - began < 0.5
+
+
+@pytest.mark.parametrize("shape", ["(03,)", "(3)", "(3 ,)", "(3,  1)", "(3,1)", "(3, 1,)", "(,)"])
+def test_no_other_way_to_write_a_shape_passes(shape: str) -> None:
+    body = b"\0" * 12
+    told = (3, 1) if "1" in shape else (3,)
+    with pytest.raises(WireError, match="none that NumPy writes"):
+        check_payload("a", Array("float32", told, "numpy.ndarray", header(shape, body=body)))
+
+
 def test_promises() -> None:
     exact, free = Promise((2, 3)), Promise((4, 3), free=0, least=1)
     assert exact.fits((2, 3))
@@ -85,6 +103,16 @@ def test_promises() -> None:
 def test_others_words_are_one_line_without_escapes() -> None:
     assert printable("a\x1b[2J\0b\nc\u202ed") == "a?[2J?b?c?d"
     assert len(printable("x" * 10**6)) == 500
+
+
+def test_what_others_chose_is_cut_before_it_is_written_out() -> None:
+    assert shown(True) == "True"
+    assert shown("a\n") == r"'a\n'"
+    for value in (b"\0" * 10**6, "x" * 10**6, [1.5] * 10**6):
+        assert len(shown(value)) == 100
+    with pytest.raises(WireError) as error:
+        read_hello(RecordDict({"hello": ConfigRecord({"partition-id": "x" * 10**6})}))
+    assert len(str(error.value)) < 200
 
 
 def test_hello_tells_rows_where_they_are_known() -> None:

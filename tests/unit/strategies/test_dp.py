@@ -139,6 +139,19 @@ def test_noise_is_secret_new_in_each_round_and_the_same_after_a_resume() -> None
     assert runs[0] == runs[1]
 
 
+def test_a_round_run_again_with_other_answers_draws_other_noise() -> None:
+    """One noise on two means would show their difference, a client's update, without any."""
+    method = private(**{"noise-multiplier": 100.0, "clip": 0.5})
+    state, updates = first_round(method)
+    name = "m.q.lora_B"
+    sums = []
+    for answers in (updates, updates[:5]):  # B starts at zero: m times the mean is the sum
+        merged = method.merge(state, iter(answers))
+        sums.append(len(answers) * merged.bodies["global"].body()[name].astype(float))
+    std = (sums[0] - sums[1]).std()
+    assert std == pytest.approx(math.sqrt(2) * 100.0 * 0.5, rel=0.4)
+
+
 def test_no_message_and_no_model_holds_the_key() -> None:
     method = private()
     players = crew(method)

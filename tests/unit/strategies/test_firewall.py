@@ -24,7 +24,7 @@ from strategies.state import Rows, Setting
 MOST = max(*ROWS, PRINTED)
 # Lies about what only some answers have: scales, an adapter of rank 4, an earlier answer.
 SPECIAL = {"rank 1 for rank 4", "transposed", "replay of an earlier round", "one row too many"}
-NORMS = {"x1000", "x1e30"}  # the norms' business
+NORMS = {"x1000", "x1e30", "one product in a far basis"}  # the norms' business
 FACTS = {"scale of NaN", "scale of infinity", "huge scale", "no JSON", "scale of 10 000 digits"}
 TENSORS = {"nan", "inf", "minus inf", "nan everywhere", "flattened", "empty arrays", "float64"}
 
@@ -110,7 +110,7 @@ def applies(kind: str, honest: RecordDict, job: Job) -> bool:
     about_arrays = (
         *("object", "pickle", "torch", "header", "zip", "truncated", "trailing", "oversize"),
         *("big-endian", "missing", "extra tensor", "path", "absolute", "NUL in", "long name"),
-        *("terminal", "renamed"),
+        *("terminal", "renamed", "digits"),
     )
     return bool(arrays) or not kind.startswith(about_arrays)
 

@@ -24,6 +24,7 @@ from strategies import norms
 from strategies.base import Method, State
 from strategies.gate import Gate
 from strategies.registry import STRATEGIES
+from strategies.state import Rows
 
 Told = tuple[list[Job], list[Message]]
 RNG = np.random.default_rng(3)
@@ -43,7 +44,36 @@ def test_an_adapters_norm_is_that_of_the_change_of_its_products() -> None:
     came = ModelParts(adapter={"m": factors(3), "n": factors(1, 0.5)})  # one rank was given up
     found = norms.norms_of(Job(0, "train", 1, sent), update(came))
     dense = {m: products(came)[m] - products(sent)[m] for m in ("m", "n")}
-    assert found == {"train/adapter": pytest.approx(size(dense), rel=1e-6)}
+    by_a, by_b = (
+        np.sqrt(sum(np.linalg.norm(getattr(f, n)) ** 2 / f.rank for f in came.adapter.values()))
+        for n in "ab"
+    )
+    assert found == {
+        "train/adapter": pytest.approx(size(dense), rel=1e-6),
+        "train/lora_A": pytest.approx(by_a, rel=1e-6),
+        "train/lora_B": pytest.approx(by_b, rel=1e-6),
+    }
+
+
+def test_one_product_in_a_far_basis_is_far() -> None:
+    """``(B t, A / t)`` is the same model; its factors are no part of a mean of factors."""
+    came = factors(3)
+    far = LoraFactors(came.a / 1e4, came.b * 1e4, came.scale)
+    job = Job(0, "train", 1, ModelParts(adapter={"m": factors(3)}))
+    honest, bad = (norms.norms_of(job, update(ModelParts(adapter={"m": f}))) for f in (came, far))
+    most = norms.bounds({}, norms.together([(honest, 1.0)] * 3), 10.0)
+    norms.check_norms(honest, most, 10.0)
+    assert bad["train/adapter"] == pytest.approx(honest["train/adapter"])
+    with pytest.raises(WireError, match="train/lora_B"):
+        norms.check_norms(bad, most, 10.0)
+
+
+def test_before_anything_is_learnt_factors_have_sizes_of_their_own() -> None:
+    came, start = factors(3), factors(3)
+    blank = LoraFactors(start.a, np.zeros_like(start.b), start.scale)
+    for sent in (ModelParts(), ModelParts(adapter={"m": blank})):
+        found = norms.norms_of(Job(0, "train", 1, sent), update(ModelParts(adapter={"m": came})))
+        assert {"train/lora_A/from-zero", "train/lora_B/from-zero"} <= found.keys()
 
 
 def test_a_factor_that_comes_alone_is_completed_by_what_was_sent() -> None:
@@ -114,6 +144,10 @@ def test_the_bound_grows_with_the_steps_a_client_takes() -> None:
         norms.check_norms({"k": 41.0}, {"k": 10.0}, 10.0, stride=4.0)
     steps = replace(setting(), steps=(2, 2, 2, 2, 8, 1))
     assert norms.strides(steps) == (1, 1, 1, 1, 4, 1)
+    said = replace(steps, steps=(2, 2, 2, 2, 10**9, 1), rows=())
+    assert norms.strides(said) == (1, 1, 1, 1, 10, 1)  # who declares them is not believed further
+    dealt = replace(said, rows=(Rows(1, 1, 1),) * 6)
+    assert norms.strides(dealt)[4] == 5e8
 
 
 def test_what_has_no_bound() -> None:
@@ -191,7 +225,8 @@ def test_the_first_exchange_is_judged_together_and_later_ones_as_they_come() -> 
             read.append(number)
             yield message
 
-    for round_, taken in ((1, [6] * 6), (2, [1, 2, 6, 6, 6, 6])):  # partition 2 lies
+    # Partition 2 lies. Factors that have learnt nothing yet have sizes of their own.
+    for round_, taken in ((1, [6] * 6), (2, [6] * 6), (3, [1, 2, 6, 6, 6, 6])):
         state = replace(state, round=round_, phase=0)
         jobs, told = replies(method, state, players, far=2)
         found, seen = [], []
@@ -203,7 +238,11 @@ def test_the_first_exchange_is_judged_together_and_later_ones_as_they_come() -> 
         assert "norm of train/head" in str(found[2].error)
         assert [v.update.partition for v in found if v.update] == [0, 1, 3, 4, 5]
         state = gate.remembered(method.merge(state, (v.update for v in found if v.update)))
-        assert [len(each) for each in state.norms.values()] == [round_] * 2
+        begun, every = {"train/lora_A", "train/lora_B"}, {"train/adapter", "train/head"}
+        blank = {f"{key}/from-zero" for key in begun}
+        want = dict.fromkeys(every, round_) | dict.fromkeys(blank, 1)
+        want |= dict.fromkeys(begun, round_ - 1) if round_ > 1 else {}
+        assert {key: len(each) for key, each in state.norms.items()} == want
         read.clear()
 
 

@@ -77,11 +77,6 @@ class Greeted:
     held: Holding
 
 
-def say_hello(grid: Grid, clients: int, timeout: float) -> dict[int, int]:
-    """Return the node id of each partition; as ``greet``, which says the arguments."""
-    return {partition: one.node for partition, one in greet(grid, clients, timeout).items()}
-
-
 def greet(grid: Grid, clients: int, timeout: float) -> dict[int, Greeted]:
     """Wait for the clients and return who answers for each partition.
 

@@ -57,6 +57,11 @@ class Run:
             "rounds": [{k: v for k, v in line.items() if k not in drop} for line in self.rounds],
         }
 
+    def rows(self) -> pd.DataFrame:
+        """Return the clients' rows in one order, without clocks, memory and totals of bytes."""
+        ordered = self.clients.sort_values(["round", "phase", "partition"]).reset_index(drop=True)
+        return ordered.drop(columns=["seconds", "bytes_up", "bytes_down", "peak_memory_mb"])
+
     def lost(self) -> set[int]:
         """Return the partitions that a row calls lost or rejected."""
         return set(self.clients[self.clients.status != "ok"].partition)

@@ -7,7 +7,6 @@ uploads), the digests tell, and the commit before it is used.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from atlas_flwr.engine.files import (
     sync_folder,
 )
 from atlas_flwr.errors import ResultError
-from atlas_flwr.results.writing import write_synced
+from atlas_flwr.results.writing import atomic_write, write_synced
 
 MARK = ".mirror"
 SUMMARY = "summary.json"
@@ -97,9 +96,7 @@ class Mirror:
     def _copy(self, source: Path, name: str) -> None:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        write_synced(temporary, source.read_bytes())
-        os.replace(temporary, path)
+        atomic_write(path, source.read_bytes())
         sync_folder(path.parent)
 
     def _forget(self) -> None:

@@ -7,7 +7,6 @@ on stay beside the newest, so that a run can go on from any of them. Nothing her
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from safetensors.numpy import save
 from atlas_flwr.engine.checkpoint import KEPT
 from atlas_flwr.errors import AtlasError
 from atlas_flwr.flat import KINDS, flatten, unflatten
-from atlas_flwr.results.writing import write_synced
+from atlas_flwr.results.writing import atomic_write
 from atlas_flwr.types import ModelParts
 
 
@@ -47,13 +46,7 @@ class Vault:
         scales = {module: factors.scale for module, factors in parts.adapter.items()}
         path = self._path(round_)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        data = save(tensors, metadata={"scales": json.dumps(scales)})
-        try:
-            write_synced(temporary, data)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        atomic_write(path, save(tensors, metadata={"scales": json.dumps(scales)}))
         names = (found.stem.removeprefix("round-") for found in path.parent.glob("round-*"))
         rounds = {int(name) for name in names if name.isdecimal()}  # "round-3 (1)" is a drive's
         oldest = max((r for r in rounds if r <= round_ - 1 - KEPT), default=0)

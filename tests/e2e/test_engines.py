@@ -43,10 +43,7 @@ def assert_same(found: Run, expected: Run, models: int = 4) -> None:
     assert {k: kinds[k] for k in MODEL_KINDS} == {
         k: expected.summary["bytes"]["by_kind"][k] for k in MODEL_KINDS
     }
-    keys = ["round", "phase", "partition"]
-    ours, others = (r.clients.sort_values(keys).reset_index(drop=True) for r in (found, expected))
-    clocks = ["seconds", "bytes_up", "bytes_down", "peak_memory_mb"]
-    assert ours.drop(columns=clocks).equals(others.drop(columns=clocks))
+    assert found.rows().equals(expected.rows())
     kept = [run.folder / "vault" for run in (found, expected)]
     held = [{path.relative_to(root) for path in root.rglob("*.safetensors")} for root in kept]
     assert held[0] == held[1]

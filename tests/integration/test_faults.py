@@ -216,8 +216,8 @@ def test_a_client_whose_disk_is_full_is_lost_by_name(
             raise no_room(str(path))
         real(path, data)
 
-    real = vault.write_synced
-    monkeypatch.setattr(vault, "write_synced", full)
+    real = vault.atomic_write
+    monkeypatch.setattr(vault, "atomic_write", full)
     found = run(model={"head": "local"}, run={"on-failure": "skip"})
     rows = found.clients[found.clients.status != "ok"]
     assert set(rows.partition) == {1}

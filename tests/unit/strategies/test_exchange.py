@@ -15,7 +15,7 @@ from atlas_flwr.errors import AtlasError
 from atlas_flwr.greeting import pack_hello
 from atlas_flwr.seeding import rng_for
 from atlas_flwr.types import Job, LoraFactors, ModelParts, Report, Update
-from strategies.exchange import exchange, say_hello, telling_line
+from strategies.exchange import exchange, greet, telling_line
 from strategies.rules import check_schema, draw_cohort
 
 app = ClientApp()
@@ -127,13 +127,13 @@ def test_a_client_that_is_not_connected_is_lost() -> None:
 
 
 def test_hello_maps_partitions_to_nodes_and_refuses_twins() -> None:
-    assert say_hello(Bursts(3, 1), 3, 5) == {0: 2, 1: 3, 2: 4}
+    assert {p: one.node for p, one in greet(Bursts(3, 1), 3, 5).items()} == {0: 2, 1: 3, 2: 4}
     with pytest.raises(AtlasError, match=r"partitions \[3\] did not say hello"):
-        say_hello(InlineGrid(app, 3), 4, 0.1)
+        greet(InlineGrid(app, 3), 4, 0.1)
     twins = InlineGrid(app, 2)
     twins._contexts[3].node_config["partition-id"] = 0
     with pytest.raises(AtlasError, match="two clients say they are partition 0"):
-        say_hello(twins, 2, 5)
+        greet(twins, 2, 5)
 
 
 def test_the_inline_engine_turns_exceptions_into_replies() -> None:

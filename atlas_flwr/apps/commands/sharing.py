@@ -1,0 +1,1 @@
+"""Commands that take a trained model out of a run directory: export, predict."""

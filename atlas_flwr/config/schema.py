@@ -106,6 +106,8 @@ class DataSection(Section):
     min_partition_size: PositiveInt = 10
     holdout: Share = 0.0
     """Share of the training rows that is evaluated on *instead of* the validation rows (tuning)."""
+    evaluation_rows: Annotated[int, Field(ge=0, strict=True)] = 0
+    """At most so many rows of a task are scored, its classes in proportion; 0: all of them."""
 
 
 class TaskSection(Section):

@@ -15,6 +15,7 @@ from atlas_flwr.data.partition import (
     deal_training,
     draw_mixes,
     draw_sizes,
+    largest_remainder,
     stratified_part,
 )
 from atlas_flwr.data.tokenised import TokenisedTask
@@ -33,7 +34,8 @@ class Shard:
         evaluation: The client's own slice of the evaluation table, ascending; may be empty.
         mix: The label mix the client realises, shape ``(C,)``.
         evaluation_table: The table that evaluation rows come from: ``train`` with a holdout.
-        full_evaluation: All rows of the task's evaluation set, the same for each client.
+        full_evaluation: All rows of the task's evaluation set, the same for each client: the
+            validation rows, or the holdout, at most ``data.evaluation-rows`` of them.
     """
 
     train: NDArray[np.int64]
@@ -77,6 +79,8 @@ def _deal_task(
     task_name: str,
 ) -> tuple[tuple[int, Shard], ...]:
     pool, table, full = _tables(task, data.holdout, seed, task_name)
+    held = (task.train if table == "train" else task.validation).labels
+    full = _capped(full, held[full], data.evaluation_rows, rng_for(seed, f"scored/{task_name}"))
     labels = task.train.labels[pool]
     prior = np.bincount(labels, minlength=task.num_labels) / len(labels)
     try:
@@ -100,8 +104,7 @@ def _deal_task(
         hands, mixes = deal_training(labels, mixes, sizes, choice, every_class=exact)
     except DataError as error:
         raise DataError(f"{error} (task '{task_name}')") from error
-    held = (task.train if table == "train" else task.validation).labels[full]
-    slices = deal_evaluation(held, mixes, rng_for(seed, f"evaluation-rows/{task_name}"))
+    slices = deal_evaluation(held[full], mixes, rng_for(seed, f"evaluation-rows/{task_name}"))
     return tuple(
         (p, Shard(_fixed(pool[hand]), _fixed(full[own]), _fixed(mix), table, full))
         for p, hand, own, mix in zip(partitions, hands, slices, mixes, strict=True)
@@ -125,6 +128,19 @@ def _tables(
     held = {task.train.key(row) for row in part}
     pool = np.array([r for r in np.setdiff1d(rows, part) if task.train.key(r) not in held], int)
     return pool, "train", _fixed(part)
+
+
+def _capped(
+    rows: NDArray[np.int64], labels: NDArray[np.int64], most: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Return at most so many of the rows, ascending, each class by its share; 0 keeps all."""
+    if not most or most >= len(rows):
+        return rows
+    counts = largest_remainder(np.bincount(labels).astype(np.float64), most)
+    places = [
+        rng.permutation(np.flatnonzero(labels == c))[:count] for c, count in enumerate(counts)
+    ]
+    return _fixed(rows[np.sort(np.concatenate(places))])
 
 
 def _fixed(array: NDArray[Any]) -> NDArray[Any]:

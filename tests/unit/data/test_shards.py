@@ -103,3 +103,23 @@ def test_impossible_pathological_names_the_task():
     keys = {"partitioner": "pathological", "num_classes_per_partition": 3}
     with pytest.raises(DataError, match=r"^data.num-classes-per-partition: 3 .*\(task 't'\)"):
         deal_task(TASK, (0, 1), data(**keys), 0, "t")
+
+
+@pytest.mark.parametrize("holdout", [0.0, 0.5])
+def test_evaluation_rows_are_at_most_so_many_and_keep_the_classes_shares(holdout):
+    whole, few = (
+        deal_task(TASK, (0, 1), data(holdout=holdout, evaluation_rows=n), 0, "t") for n in (0, 25)
+    )
+    labels = (TASK.train if holdout else TASK.validation).labels
+    rows = few[0].full_evaluation
+    assert len(rows) == 25
+    assert set(rows) < set(whole[0].full_evaluation)
+    assert np.bincount(labels[rows]).tolist() == ([10, 15] if holdout else [13, 12])
+    assert sorted(r for s in few.values() for r in s.evaluation) == rows.tolist()
+    for p in (0, 1):
+        np.testing.assert_array_equal(few[p].train, whole[p].train)
+
+
+def test_more_evaluation_rows_than_there_are_mean_all():
+    whole, same = (deal_task(TASK, (0, 1), data(evaluation_rows=n), 0, "t") for n in (0, 100))
+    np.testing.assert_array_equal(whole[0].evaluation, same[0].evaluation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from atlas_flwr.config.devices import DeviceProfile
+from atlas_flwr.config.names import twice
 from atlas_flwr.config.schema import Config
 from atlas_flwr.errors import ConfigError, did_you_mean
 
@@ -31,9 +32,9 @@ def _check_names_distinct(config: Config) -> None:
         ("task", "task.name", tuple(task.name for task in config.task)),
         ("device", "device.name", tuple(device.name for device in config.device)),
     ):
-        for name in names:
-            if names.count(name) > 1:
-                raise ConfigError(f"{path}: '{name}' is named twice; each {what} once")
+        name = twice(names)
+        if name:
+            raise ConfigError(f"{path}: '{name}' is named twice; each {what} once")
 
 
 def _check_min_results(config: Config) -> None:

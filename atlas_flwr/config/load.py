@@ -39,9 +39,23 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    return build_config(tree, path.resolve().parent, overrides)
+
+
+def build_config(tree: dict[str, Any], folder: Path, overrides: Sequence[str] = ()) -> Config:
+    """Lay ``a.b=value`` overrides over plain values, and check the whole.
+
+    Args:
+        tree: Sections of plain values, as in TOML; it is changed.
+        folder: Where relative paths in the values start.
+        overrides: ``section.key=value`` items.
+
+    Raises:
+        ConfigError: A key or value is wrong.
+    """
     for item in overrides:
         _apply(tree, item)
-    return parse_config(_anchored(tree, path.resolve().parent))
+    return parse_config(_anchored(tree, folder))
 
 
 def parse_config(tree: Mapping[str, Any]) -> Config:
@@ -201,8 +215,8 @@ def _one_line(error: ValidationError) -> str:
         return f"{path}: unknown key{did_you_mean(word, known) or '; known: ' + ', '.join(known)}"
     if first["type"] == "missing":
         return f"{path}: is required"
-    message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{path}: {message}, got {first['input']!r}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{path}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
 
 
 def _dotted(loc: tuple[int | str, ...]) -> str:

@@ -22,6 +22,7 @@ from pydantic import (
 
 from atlas_flwr.config.devices import DEVICES, DeviceProfile
 from atlas_flwr.config.durations import checked_span
+from atlas_flwr.config.names import Name
 from atlas_flwr.config.ranks import flat_pattern, module_ranks
 
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
@@ -30,7 +31,6 @@ Fraction = Annotated[float, Field(gt=0, le=1, strict=True)]
 Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 # One column name or several; one rank or one for each client in turn.
 Names = Annotated[
     tuple[str, ...],

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import BaseModel, Field, ValidationError
 
+from atlas_flwr.config.names import Name, twice
 from atlas_flwr.config.schema import PositiveInt, Section
 from atlas_flwr.errors import ConfigError, did_you_mean
 
@@ -24,7 +25,6 @@ RESERVED = {
 TUNE_FOLDER = "tune"
 TUNE_OWN = ("run.rounds", "data.holdout")
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Values = dict[str, Any]
 
@@ -191,7 +191,7 @@ def _check_settings(file: SuiteFile) -> None:
     for index, name in enumerate(names):
         if name == TUNE_FOLDER:
             raise ConfigError(f"setting.{index}.name: '{name}' is where tuning is kept; rename it")
-        if name in names[:index]:
+        if twice(names[: index + 1]):
             raise ConfigError(f"setting.{index}.name: '{name}' is named twice; each once")
     for index, seed in enumerate(file.seeds):
         if seed in file.seeds[:index]:
@@ -209,7 +209,7 @@ def _check_entries(file: SuiteFile) -> None:
                 raise ConfigError(
                     f"run.{index}.only: unknown setting '{name}'{near}; known: {known}"
                 )
-        pairs = {(name, entry.label) for name in entry.only or settings or ("",)}
+        pairs = {(name, entry.label.lower()) for name in entry.only or settings or ("",)}
         if pairs & taken:
             raise ConfigError(
                 f"run.{index}.name: '{entry.label}' is named twice; give each entry its own name"
@@ -249,7 +249,8 @@ def _one_line(error: ValidationError) -> str:
         return f"{path}: unknown key{near or '; known: ' + ', '.join(known)}"
     if first["type"] == "missing":
         return f"{path}: is required"
-    return f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{path}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {

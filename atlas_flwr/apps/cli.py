@@ -28,7 +28,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except ClickException as error:
-        _say(f"{error.format_message()} See 'atlas --help'.")
+        _say(f"{error.format_message()} See '{_command(error)} --help'.")
         sys.exit(error.exit_code)
     except RunStopped as error:
         _say(str(error), "stopped")
@@ -40,6 +40,13 @@ def main() -> None:
         _say("stopped by Ctrl-C before anything was written", "stopped")
         sys.exit(3)
     sys.exit(code or 0)
+
+
+def _command(error: ClickException) -> str:
+    """Return the command whose words were wrong, as it is typed."""
+    context = getattr(error, "ctx", None)
+    words = context.command_path.split()[1:] if context else []
+    return " ".join(["atlas", *words])
 
 
 def _say(text: str, kind: str = "error") -> None:

@@ -221,6 +221,24 @@ def test_a_wrong_experiment_leaves_a_folder_that_was_there(
     assert digest(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("rnu", "demo"), ("'rnu'", "Did you mean 'run'", "'atlas --help'")),
+        (("run", "demmo"), ("demmo", "did you mean 'demo'")),
+        (("run",), ("'FILE'", "'atlas run --help'")),
+        (("run", "demo", "--ot", "x"), ("--ot", "--out", "'atlas run --help'")),
+        (("run", "demo", "--resume", "alto"), ("'alto'", "'auto'", "'atlas run --help'")),
+        (("suite", "suite_gleu"), ("suite_gleu", "did you mean 'suite_glue'")),
+        (("list", "tasks"), ("tasks", "'atlas list --help'")),
+    ],
+)
+def test_a_wrong_word_is_told_with_what_was_meant(
+    atlas: Any, words: tuple[str, ...], said: tuple[str, ...]
+) -> None:
+    assert_refused(atlas(*words), *said)
+
+
 # ------------------------------------------------------------------ the installed program
 
 

@@ -18,7 +18,7 @@ from atlas_flwr.clustering.choose import Choice
 from atlas_flwr.clustering.cluster import DRAWS, Clustering, cluster, nearest
 from atlas_flwr.clustering.partition import Float, Method
 from atlas_flwr.errors import AggregationError
-from atlas_flwr.fingerprint.distance import by_space, distances
+from atlas_flwr.fingerprint.distance import by_space, distances, of_space
 from atlas_flwr.fingerprint.prints import read, vectors
 from atlas_flwr.fingerprint.subspace import Measure, apart, apart_from
 from atlas_flwr.types import Tensors
@@ -157,10 +157,7 @@ def place_by_angles(
     Raises:
         AggregationError: Subspaces don't fit each other, or lengths differ.
     """
-    where = list(spaces) if spaces is not None else [space] * len(labels)
-    if not len(prints) == len(labels) == len(where):
-        raise AggregationError(f"{len(prints)} fingerprints for {len(labels)} labels")
-    at = [index for index, own in enumerate(where) if own == space]
+    at = of_space(space, spaces, prints, labels)
     degrees, member = apart_from(new, [prints[i] for i in at], measure), [labels[i] for i in at]
     fresh = max(labels, default=-1) + 1
     if not at:

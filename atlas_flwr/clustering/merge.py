@@ -19,7 +19,7 @@ from atlas_flwr.clustering.choose import Choice
 from atlas_flwr.clustering.cluster import Clustering
 from atlas_flwr.clustering.partition import Labels
 from atlas_flwr.errors import AggregationError
-from atlas_flwr.fingerprint.distance import by_space, distances
+from atlas_flwr.fingerprint.distance import by_space, distances, of_space
 from atlas_flwr.fingerprint.pairs import Shared, compare, compare_one, score
 from atlas_flwr.fingerprint.prints import Prints, read
 from atlas_flwr.types import Tensors
@@ -240,10 +240,7 @@ def place(
     Raises:
         AggregationError: Fingerprints don't fit each other, or lengths differ.
     """
-    where = list(spaces) if spaces is not None else [space] * len(labels)
-    if not len(prints) == len(labels) == len(where):
-        raise AggregationError(f"{len(prints)} fingerprints for {len(labels)} labels")
-    at = [index for index, own in enumerate(where) if own == space]
+    at = of_space(space, spaces, prints, labels)
     fresh = max(labels, default=-1) + 1
     if not at:
         return fresh

@@ -79,6 +79,23 @@ def by_space(n: int, spaces: Sequence[Hashable] | None) -> dict[Hashable, list[i
     return at
 
 
+def of_space(
+    space: Hashable,
+    spaces: Sequence[Hashable] | None,
+    prints: Sequence[Tensors],
+    labels: Sequence[int],
+) -> list[int]:
+    """Return the positions of those of one label space; without ``spaces`` all are of it.
+
+    Raises:
+        AggregationError: There are not as many fingerprints, labels and spaces.
+    """
+    where = list(spaces) if spaces is not None else [space] * len(labels)
+    if not len(prints) == len(labels) == len(where):
+        raise AggregationError(f"{len(prints)} fingerprints for {len(labels)} labels")
+    return [index for index, own in enumerate(where) if own == space]
+
+
 def reliabilities(prints: Prints) -> Float:
     """Return ``Distances.reliability`` of the clients of one label space."""
     n = len(prints)

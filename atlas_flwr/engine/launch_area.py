@@ -34,6 +34,8 @@ RAY_ROOM = 103 - 68
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # Set by the user's shell for another Flower or Ray; each would point this run at somebody else's.
 _FOREIGN = ("FLWR_", "RAY_ADDRESS", "RAY_NAMESPACE", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
+# Set inside notebooks: Flower's JSON would be printed in colours, which no reader of JSON takes.
+_COLOURS = ("FORCE_COLOR", "CLICOLOR", "TTY_")
 SUPERLINK = "flower-superlink"
 
 
@@ -107,7 +109,7 @@ def environment_for(
         apps: The apps; their folder is made importable.
         base: The caller's environment.
     """
-    kept = {key: value for key, value in base.items() if not key.startswith(_FOREIGN)}
+    kept = {key: value for key, value in base.items() if not key.startswith(_FOREIGN + _COLOURS)}
     quiet = {
         "FLWR_HOME": str(area.home),
         PARENT: str(os.getpid()),

@@ -78,8 +78,11 @@ def test_the_users_settings_pass_and_foreign_runtimes_do_not():
             "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": "1",
             "RAY_ADDRESS": "10.0.0.1:6379",
             "PYTHONPATH": "/another/checkout",
+            "FORCE_COLOR": "1",  # Jupyter's kernels set these two
+            "CLICOLOR_FORCE": "1",
         }
     )
+    assert not {"FORCE_COLOR", "CLICOLOR_FORCE"} & set(env)
     assert env["HF_HUB_OFFLINE"] == "1"
     assert env["CUDA_VISIBLE_DEVICES"] == "2"
     assert "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT" not in env

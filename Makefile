@@ -4,6 +4,7 @@
 #   make test         the tests (no GPU, no hub); make test-slow holds the rest
 #   make torture      kill runs at a hundred random moments; each must end with the same bits
 #   make check        format, lint, types
+#   make docs         the documentation as a site, in site/index.html
 #   make bench        ratios against plain loops, dense algebra and the usual ways of writing a client
 #
 # PYTHON=python3.12 picks the interpreter; CONSTRAINTS= (empty) lets pip choose all versions.
@@ -16,7 +17,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-slow torture check format bench clean
+.PHONY: setup demo test test-slow torture check format docs bench clean
 
 setup: $(STAMP)
 
@@ -48,6 +49,9 @@ check: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: setup
 	$(BIN)/python -m benchmarks

@@ -41,6 +41,7 @@ def train_spec(config: Config) -> TrainSpec:
         precision=config.train.precision,
         device=config.engine.device,
         threads=config.engine.threads,
+        micro_batch=config.engine.micro_batch,
     )
 
 

@@ -79,7 +79,9 @@ class FedAdamOptions(Options):
     learning_rate: Rate = 0.01
     """Server rate η: about how far each number moves in a round."""
     beta_1: Decay = 0.9
+    """Decay of the mean movement."""
     beta_2: Decay = 0.99
+    """Decay of the mean squared movement."""
     tau: Rate = 1e-3
     """Degree of adaptivity."""
 

@@ -10,7 +10,14 @@ import sys
 from click.exceptions import ClickException, NoArgsIsHelpError
 from rich.console import Console
 
-from atlas_flwr.apps.commands import deploying, results, running  # noqa: F401 - they add commands
+from atlas_flwr.apps.commands import (  # noqa: F401 - they add commands
+    deploying,
+    machine,
+    results,
+    running,
+    sharing,
+    suites,
+)
 from atlas_flwr.apps.commands.shared import app
 from atlas_flwr.errors import AtlasError, RunStopped
 

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from atlas_flwr.apps.autopilot import foreseen
 from atlas_flwr.apps.catalogue import plain_table
 from atlas_flwr.apps.prepare import Prepared, prepare, resolve
 from atlas_flwr.config.devices import GB
@@ -52,6 +53,7 @@ def _facts(config: Config, prepared: Prepared) -> Table:
         ("model", f"{config.model.name}, {config.model.adaptation}: {trained} numbers trained"),
         ("rounds", f"{config.run.rounds}, {cohort} each, seed {config.run.seed}"),
         ("engine", f"{config.engine.kind}, device {config.engine.device}"),
+        ("clients run", foreseen(config, setting)),
         ("learning rate", f"{config.learning_rate:g}"),
         *([("rank pattern", f"{pattern}, for every client")] if pattern else []),
     ):

@@ -24,11 +24,12 @@ from strategies.state import State
 # things lie, how long to wait, and what runs the clients. Dotted, or a whole section.
 MOVABLE = (
     *("run.out", "run.mirror", "run.stop-after", "run.client-timeout", "run.on-failure"),
-    *("run.min-results", "data.root", "engine"),
+    *("run.min-results", "run.trackers", "data.root", "engine"),
 )
 RESULTS = (
     *("summary.csv", "report.html", "rounds.jsonl", "clients.parquet"),
-    *("clusters.json", "ranks.json", "plots", "adapters", "models"),
+    *("clusters.json", "ranks.json", "autopilot.json", "plots", "adapters", "models"),
+    "trackers",
 )
 
 

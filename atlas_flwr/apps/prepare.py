@@ -12,6 +12,7 @@ from atlas_flwr.apps.grants import check_device_ranks, grants
 from atlas_flwr.config.schema import Config
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.models.backbone import load, longest_input
+from atlas_flwr.results.trackers import check_trackers
 from atlas_flwr.training.precision import choose_precision, resolve_device
 from clients.site import model_spec, rank_of, starting_parts, task_specs
 from strategies.base import Method, Setting
@@ -42,6 +43,7 @@ def check_names(config: Config) -> None:
     parse_options(config.strategy.name, config.strategy.options)
     task_specs(config)
     check_device_ranks(config)
+    check_trackers(config.run.trackers)
     head = STRATEGIES[config.strategy.name].head
     if head and config.model.head not in ("auto", head):
         raise ConfigError(

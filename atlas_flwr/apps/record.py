@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from atlas_flwr.results.record import (
     summary,
 )
 from atlas_flwr.results.store import RunWriter, prepare, read_extra, to_json
+from atlas_flwr.results.sweeps import flat
+from atlas_flwr.results.trackers import Trackers
 from atlas_flwr.results.writing import atomic_write
 from strategies.state import State
 
@@ -80,11 +83,15 @@ class Recorder:
             tasks=list(config.data.tasks),
             **({} if fresh else {"resumed": [_plain(r)["accuracy"] for r in self.rounds]}),
         )
+        self._trackers = Trackers(config.run.trackers, out, shown_config(config), self._note)
+        self._trackers.start([_plain(r) for r in self.rounds], self._rows)
 
     def _opened(
         self, config: Config, now: dict[str, Any], since: Commit | None, fresh: bool
     ) -> RunWriter:
         """Return the writer of a new directory, or of one put back to where the run stood."""
+        if shared := read_extra(self.out / "autopilot.json"):
+            now = {**now, "autopilot": shared}
         if fresh:
             prepare(self.out)
             writer = RunWriter(self.out)
@@ -109,9 +116,12 @@ class Recorder:
     def tell(self, event: str, **facts: Any) -> None:
         """Tell whoever watches, in this process or through the file."""
         told = {"event": event, **facts}
-        append_event(self.out / EVENTS, told)
+        append_event(self.out / EVENTS, {**told, "time": time.time()})
         if self._watch is not None:
             self._watch(told)
+
+    def _note(self, text: str) -> None:
+        self.tell("note", partition=None, text=text)
 
     # -------------------------------------------------------------- the observer
 
@@ -148,6 +158,7 @@ class Recorder:
         self._writer.append_round(record)
         passed("rows-written")
         self.tell("round", **record.to_dict())
+        self._trackers.round(record.to_dict(), self._rows)
 
     def commit(self, state: State, moved: Bytes) -> State:
         """Keep where the run stands; return what it goes on from.
@@ -210,8 +221,10 @@ class Recorder:
         peaks = [row.peak_memory_mb for row in self._rows if row.peak_memory_mb is not None]
         peak = max(peaks, default=None)
         facts, seconds = self._facts, self.seconds
-        self._writer.finish(summary(facts, status, self.rounds, scores, moved, seconds, peak))
+        told = summary(facts, status, self.rounds, scores, moved, seconds, peak)
+        self._writer.finish(told)
         passed("closed")
+        self._trackers.end(told)
 
 
 def close_unfinished(
@@ -248,6 +261,15 @@ def close_unfinished(
 
 def _plain(record: RoundRecord | Mapping[str, Any]) -> Mapping[str, Any]:
     return record.to_dict() if isinstance(record, RoundRecord) else record
+
+
+def shown_config(config: Config) -> dict[str, str]:
+    """Return the config as trackers show it: dotted keys, values as text, no places."""
+    return {
+        key: value
+        for key, value in flat(tomllib.loads(dump_config(config))).items()
+        if key not in ("run.out", "run.mirror", "data.root")
+    }
 
 
 def _facts(config: Config, engine: str) -> RunFacts:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import os
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-import torch
-
+from atlas_flwr.apps.autopilot import AUTOPILOT, Shares, shares, workers_of
 from atlas_flwr.apps.keeping import check_mirror
 from atlas_flwr.apps.prepare import check_names, prepare, resolve
 from atlas_flwr.apps.record import EVENTS, Watcher, close_unfinished
@@ -24,14 +22,11 @@ from atlas_flwr.config.schema import Config
 from atlas_flwr.engine.inline import InlineGrid
 from atlas_flwr.engine.launch import EngineOutcome, run_on_ray
 from atlas_flwr.engine.launch_signals import signals_raise, who_stopped
-from atlas_flwr.engine.lock import LOCK, held
+from atlas_flwr.engine.lock import CLAIM, LOCK, held
 from atlas_flwr.errors import ConfigError, RunFailed, RunStopped, UserError
-from atlas_flwr.results.events import follow_events
+from atlas_flwr.results.events import append_event, follow_events
 from atlas_flwr.results.record import Status
 from atlas_flwr.results.store import prepare as prepare_out
-
-CLAIM = ".command.lock"
-
 
 Launcher = Callable[[Config, Path, str], EngineOutcome]
 """Runs a resolved experiment file from where it is told on, over processes of its own."""
@@ -75,7 +70,11 @@ def run_experiment(
             execute(grid, config, "inline", sys.argv, watch, going_on)
         else:
             prepare(config)
-            _on_flower(config, watch, going_on, _on_ray, "ray")
+            chosen = shares(config, out)
+            if chosen.micro_batch is not None:  # the clients read it in the config
+                engine = config.engine.model_copy(update={"micro_batch": chosen.micro_batch})
+                config = config.model_copy(update={"engine": engine})
+            _on_flower(config, watch, going_on, partial(_on_ray, chosen), "ray")
     return out
 
 
@@ -114,7 +113,7 @@ def _made(out: Path) -> Iterator[None]:
             yield
     except UserError:
         if not (out / "config.toml").exists():
-            for name in (EVENTS, CLAIM, LOCK):
+            for name in (EVENTS, CLAIM, LOCK, AUTOPILOT):
                 (out / name).unlink(missing_ok=True)
         for folder in new:
             if any(folder.iterdir()):
@@ -135,26 +134,6 @@ def _resolved(config: Config) -> Config:
         mirror = str(Path(mirror).expanduser().absolute())
     run = config.run.model_copy(update={"mirror": mirror})
     return resolve(config).model_copy(update={"engine": engine, "run": run})
-
-
-def workers_of(config: Config) -> int:
-    """Return how many clients run at a time."""
-    fit = max(1, (os.cpu_count() or 1) // config.engine.threads)
-    return min(config.run.clients, config.engine.workers or fit)
-
-
-def gpus_per_client(config: Config) -> float:
-    """Return each client's share of a GPU: an equal part where CUDA is there, unless set.
-
-    Flower's default share is 0, which hides the GPU from every client.
-    """
-    share = config.engine.gpus_per_client
-    if share != "auto":
-        return float(share)
-    if config.engine.device == "cpu" or not torch.cuda.is_available():
-        return 0.0
-    # Ray gives a client one whole GPU or a share of one, never parts of two.
-    return 1.0 / math.ceil(workers_of(config) / torch.cuda.device_count())
 
 
 def _on_flower(
@@ -185,14 +164,17 @@ def _summary(out: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
-def _on_ray(config: Config, resolved: Path, resume: str) -> EngineOutcome:
+def _on_ray(chosen: Shares, config: Config, resolved: Path, resume: str) -> EngineOutcome:
+    out = Path(str(config.run.out))
+    for line in chosen.told:
+        append_event(out / EVENTS, {"event": "note", "partition": None, "text": line})
     return run_on_ray(
         resolved,
-        Path(str(config.run.out)),
+        out,
         supernodes=config.run.clients,
-        workers=workers_of(config),
+        workers=chosen.workers,
         threads=config.engine.threads,
-        gpus_per_client=gpus_per_client(config),
+        gpus_per_client=chosen.fraction,
         resume=resume,
     )
 

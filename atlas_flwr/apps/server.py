@@ -134,7 +134,8 @@ def execute(
         for told in prepared.method.opening():
             recorder.tell("note", partition=None, text=told)
         state = (since.state, since.moved) if since else None
-        resolved = config.model_dump_json()
+        # Trackers are no client's business, and would be counted in its bytes.
+        resolved = config.model_dump_json(exclude={"run": {"trackers"}})
         federation = Federation(prepared.method, limits_of(config), resolved, recorder, state)
         try:
             federation.start(grid)

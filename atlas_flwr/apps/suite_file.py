@@ -9,6 +9,9 @@ import atlas_flwr
 from atlas_flwr.config.suite_cells import Suite, load_suite
 from atlas_flwr.errors import ConfigError, did_you_mean
 
+MAX_SEED = 2**32
+MOST_SEEDS = 1000  # a range of more is a slip of the hand
+
 
 def shipped_suites() -> dict[str, Path]:
     """Return the suite files that come with the package, by name: ``suite_*.toml``."""
@@ -39,7 +42,7 @@ def load(
 
     Args:
         given: The file, or a shipped suite's name.
-        seeds: Instead of the file's: numbers with commas between them.
+        seeds: Instead of the file's: numbers and ranges with commas between them.
         only: Labels to run.
         items: ``a.b=value`` overrides.
         tuned: False leaves ``[tune]`` out.
@@ -48,7 +51,13 @@ def load(
         ConfigError: The file or an argument is wrong.
     """
     path = suite_file(given)
-    return load_suite(path, seeds=_seeds(seeds), only=only, items=items, tuned=tuned)
+    return load_suite(
+        path,
+        seeds=read_seeds(seeds) if seeds is not None else (),
+        only=only,
+        items=items,
+        tuned=tuned,
+    )
 
 
 def suite_folder(suite: Suite, out: Path | None) -> Path:
@@ -64,14 +73,28 @@ def suite_folder(suite: Suite, out: Path | None) -> Path:
         raise ConfigError(f"out: '{chosen}': {error}") from error
 
 
-def _seeds(text: str | None) -> tuple[int, ...]:
-    """Read ``42,43``."""
-    if text is None:
-        return ()
-    try:
-        seeds = tuple(int(word) for word in text.split(","))
-    except ValueError as error:
-        raise ConfigError(f"--seeds: '{text}': expected whole numbers, e.g. 42,43") from error
+def read_seeds(text: str) -> tuple[int, ...]:
+    """Return the seeds of a list of numbers and ranges, both ends included.
+
+    >>> read_seeds("42,43"), read_seeds("1..3,7")
+    ((42, 43), (1, 2, 3, 7))
+
+    Raises:
+        ConfigError: A word is no seed or no range, or a seed is named twice.
+    """
+    seeds: list[int] = []
+    for word in text.split(","):
+        first, dots, last = (part.strip() for part in word.partition(".."))
+        if not (first.isdecimal() and (last.isdecimal() or not dots)):
+            raise ConfigError(f"--seeds: '{text}': expected numbers and ranges, e.g. 1..6 or 42,43")
+        ends = int(first), int(last or first)
+        if ends[1] < ends[0]:
+            raise ConfigError(f"--seeds: '{word.strip()}': the range ends before it begins")
+        if ends[1] >= MAX_SEED:
+            raise ConfigError(f"--seeds: '{word.strip()}': a seed is below 2^32")
+        if ends[1] - ends[0] >= MOST_SEEDS:
+            raise ConfigError(f"--seeds: '{word.strip()}': more than {MOST_SEEDS} seeds")
+        seeds += range(ends[0], ends[1] + 1)
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds: '{text}': a seed is named twice; each once")
-    return seeds
+    return tuple(seeds)

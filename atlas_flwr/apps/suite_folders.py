@@ -20,7 +20,7 @@ from atlas_flwr.results.suite_table import Row, suite_row
 
 # Where a run lies, when it stops for a while and how many clients run at a time changes none of
 # its numbers.
-NOT_COMPARED = ("run.out", "run.stop-after", "engine.workers")
+NOT_COMPARED = ("run.out", "run.stop-after", "run.trackers", "engine.workers")
 
 
 def status(folder: Path) -> str | None:

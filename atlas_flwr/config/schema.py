@@ -24,6 +24,7 @@ from atlas_flwr.config.devices import DEVICES, DeviceProfile
 from atlas_flwr.config.durations import checked_span
 from atlas_flwr.config.names import Name
 from atlas_flwr.config.ranks import flat_pattern, module_ranks
+from atlas_flwr.config.trackers import TrackerNames
 
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 # Strict: "0.1" and true are not numbers; a whole number is.
@@ -77,6 +78,9 @@ class RunSection(Section):
     """Time such as "3h30m" after which the run stops between two rounds, to be resumed."""
     mirror: str | None = None
     """A folder that gets a copy of every commit, in one named like the run's own."""
+    trackers: TrackerNames = ()
+    """Where the run is shown while it goes on: tensorboard, wandb, mlflow, trackio; all write into
+    the run directory, W&B offline."""
     out: str | None = None
 
 
@@ -191,6 +195,9 @@ class EngineSection(Section):
     """Clients at a time. Absent: one per ``threads`` CPU cores, no more than there are clients."""
     threads: PositiveInt = 1
     gpus_per_client: Literal["auto"] | NonNegativeFloat = "auto"
+    """``auto``: as many clients share a GPU as its memory holds, by a measurement of one."""
+    micro_batch: PositiveInt | None = None
+    """Rows passed at once in training; their gradients add up to those of the whole batch."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 

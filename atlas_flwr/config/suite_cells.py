@@ -95,14 +95,22 @@ class Suite:
             if entry.only is None or setting.name in entry.only
         ]
 
-    def cells(self, choices: Choices | None = None) -> list[Cell]:
+    def cells(
+        self, choices: Choices | None = None, pair: tuple[str, str] | None = None
+    ) -> list[Cell]:
         """Return the runs asked for, in order, each with the values chosen for its pair.
+
+        Args:
+            choices: The values of tuned keys by setting and label.
+            pair: The setting and the label whose runs are wanted; by default all.
 
         Raises:
             ConfigError: A run's config is wrong; names the setting, the label and the key.
         """
         found = []
         for setting, entry in self._asked():
+            if pair not in (None, (setting.name, entry.label)):
+                continue
             chosen = (choices or {}).get((setting.name, entry.label), {})
             folder = Path(setting.name, entry.label)
             found += [self._cell(setting, entry, folder, seed, {}, chosen) for seed in self.seeds]

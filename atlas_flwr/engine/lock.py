@@ -11,6 +11,8 @@ from filelock import FileLock, Timeout
 from atlas_flwr.errors import ResultError
 
 LOCK = ".writer.lock"
+# The command's own, from before there is a writer to its end.
+CLAIM = ".command.lock"
 # A server whose command was killed notices, and ends.
 PATIENCE = 30.0
 

@@ -16,19 +16,18 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from atlas_flwr.errors import ResultError
-from atlas_flwr.results import page
-from atlas_flwr.results.figures import Chart, chart, colour, drawn, placed
+from atlas_flwr.results import seeds
+from atlas_flwr.results.compare_page import ERROR, comparison_html
 from atlas_flwr.results.plots import STYLE, layout, paint, save
 from atlas_flwr.results.plots_lines import DASHES, shown_label
 from atlas_flwr.results.plots_maps import MARKERS
 from atlas_flwr.results.provenance import without_home
-from atlas_flwr.results.report import Table, render
 from atlas_flwr.results.series import (
     PALETTE,
-    curve,
     show,
     show_bytes,
     show_error,
@@ -36,16 +35,23 @@ from atlas_flwr.results.series import (
     tasks_of,
 )
 from atlas_flwr.results.store import RunResult
-from atlas_flwr.results.svg_parts import Series
 from atlas_flwr.results.sweeps import NOT_COMPARED, flat, sweep_figures
 from atlas_flwr.results.writing import atomic_write
 
-_ERROR = "Error: the aggregation error of the last round."
+_SCORES = ("accuracy", "worst_client_accuracy", "loss")
 COLUMNS = (
     *("run", "strategy", "model", "tasks", "seed", "status", "rounds", "accuracy"),
     *("worst_client_accuracy", "loss", "aggregation_error", "bytes", "seconds"),
     "peak_memory_mb",
 )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run as tables show it: ``words`` that name it, then ``numbers`` as text."""
+
+    words: Sequence[str]
+    numbers: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,15 @@ class Panel:
     def title(self) -> str:
         """The panel's heading."""
         return ", ".join(self.tasks)
+
+    def rows(self) -> list[Row]:
+        """Return the runs as rows of a table."""
+        found = []
+        for label, run in self.runs.items():
+            row = _row(label, run)
+            words = [label, *(str(row[key]) for key in ("strategy", "seed", "status"))]
+            found.append(Row(words, _numbers(row)))
+        return found
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,7 @@ def write_comparison(runs: Sequence[RunResult], out: Path) -> Comparison:
             raise ResultError(f"{out}: holds a run; name another --out")
         out.mkdir(parents=True, exist_ok=True)
         atomic_write(out / "comparison.csv", _csv(found))
-        atomic_write(out / "comparison.html", _html(found))
+        atomic_write(out / "comparison.html", comparison_html(found))
         _png(found, out / "comparison.png")
         _sweeps(found, out)
     except OSError as error:
@@ -130,9 +145,9 @@ def write_comparison(runs: Sequence[RunResult], out: Path) -> Comparison:
     return found
 
 
-def comparison_table(found: Comparison) -> rich.table.Table:
+def comparison_table(found: Comparison) -> RenderableType:
     """Return the comparison for the terminal, a section per task set."""
-    caption = f"{found.text} {_ERROR}"
+    caption = f"{found.text} {ERROR}"
     table = rich.table.Table(caption=caption, caption_justify="left")
     table.add_column("run", overflow="fold", min_width=10)
     table.add_column("strategy", overflow="fold", min_width=9)
@@ -146,6 +161,19 @@ def comparison_table(found: Comparison) -> rich.table.Table:
             row = _row(label, run)
             accuracy, worst, _, *rest = _numbers(row)
             table.add_row(Text(label), Text(str(row["strategy"])), accuracy, worst, *rest)
+    groups = [g for panel in found.panels for g in seeds.groups_of(panel.runs) if g.size > 1]
+    return Group(table, *([_seeds_table(groups)] if groups else []))
+
+
+def _seeds_table(groups: Sequence[seeds.Group]) -> rich.table.Table:
+    """Return what runs that differ in their seed alone are together."""
+    table = rich.table.Table(caption=seeds.seeds_line(groups), caption_justify="left")
+    table.add_column("runs", overflow="fold")
+    for name in ("n", "accuracy", "worst client", "loss"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for group in groups:
+        scores = (seeds.mean_and_deviation(group.finals(key)) for key in _SCORES)
+        table.add_row(Text(group.name), str(group.size), *scores)
     return table
 
 
@@ -198,51 +226,6 @@ def _csv(found: Comparison) -> str:
     return buffer.getvalue()
 
 
-def _html(found: Comparison) -> str:
-    panels = []
-    for panel in found.panels:
-        rows = [
-            [label, run.summary["strategy"], run.summary["status"], *_numbers(_row(label, run))]
-            for label, run in panel.runs.items()
-        ]
-        columns = (
-            *("run", "strategy", "status", "accuracy", "worst client", "loss", "error"),
-            *("moved", "time"),
-        )
-        differences = [[key, *values] for key, values in panel.differences.items()]
-        head = ("key", *panel.runs)
-        panels.append(
-            {
-                "title": panel.title,
-                "text": f"Final accuracy: mean over tasks on their full validation sets. {_ERROR}",
-                "figures": placed(_charts(panel)),
-                "table": Table(columns, rows, frozenset({"strategy", "status"})),
-                "differences": Table(head, differences, frozenset(head), frozenset(head[1:])),
-            }
-        )
-    title = f"{len(found.rows())} runs"
-    return render(page.COMPARISON, title=title, lead=found.text, panels=panels)
-
-
-def _charts(panel: Panel) -> list[Chart]:
-    def lines(key: str) -> list[Series]:
-        return [
-            Series(label, curve(run.rounds, key), colour(i), i // len(PALETTE), i)
-            for i, (label, run) in enumerate(panel.runs.items())
-        ]
-
-    caption = "By round, each client on its own validation rows."
-    return [
-        chart("Accuracy", caption, lines("accuracy")),
-        chart(
-            "Worst client",
-            "The lowest accuracy of a client, by round.",
-            lines("worst_client_accuracy"),
-        ),
-        *map(drawn, sweep_figures(panel.runs)),
-    ]
-
-
 def _png(found: Comparison, path: Path) -> None:
     count = len(found.panels)
     with mpl.rc_context(STYLE):
@@ -264,14 +247,18 @@ def _sweeps(found: Comparison, out: Path) -> None:
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
-    for index, (label, run) in enumerate(panel.runs.items()):
-        points = curve(run.rounds, "accuracy")
+    for index, group in enumerate(seeds.groups_of(panel.runs)):
         style: dict[str, Any] = {
             "color": PALETTE[index % len(PALETTE)],
             "marker": MARKERS[index % len(MARKERS)],
             "linestyle": DASHES[index // len(PALETTE) % len(DASHES)],
         }
-        axes.plot([x for x, _ in points], [y for _, y in points], label=shown_label(label), **style)
+        line = group.line("accuracy")
+        xs, means = [x for x, _, _ in line], [mean for _, mean, _ in line]
+        axes.plot(xs, means, label=shown_label(group.title), **style)
+        if group.size > 1:
+            low, high = ([m + way * s for _, m, s in line] for way in (-1, 1))
+            axes.fill_between(xs, low, high, color=style["color"], alpha=0.15, linewidth=0)
     axes.set_title(f"Accuracy on own validation rows: {panel.title}")
     axes.set_xlabel("round")
     axes.set_ylabel("accuracy")

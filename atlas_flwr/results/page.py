@@ -68,8 +68,9 @@ svg text.name{fill:var(--ink)}svg text.number{fill:var(--ink)}svg text.strong{fi
 font-size:14px}
 .legend li{display:flex;align-items:center;gap:6px;overflow-wrap:anywhere}
 .legend svg{width:26px;height:12px;flex:none}
-.scroll{overflow-x:auto;margin-top:14px;background:var(--card);border:1px solid var(--rule);
-border-radius:12px}
+.scroll{overflow-x:auto;margin-top:14px;border:1px solid var(--rule);border-radius:12px;
+background:linear-gradient(to left,var(--card) 30px,transparent) right/60px 100% no-repeat local,
+linear-gradient(to left,var(--rule),transparent) right/22px 100% no-repeat scroll var(--card)}
 .scroll.compact{width:fit-content;max-width:100%}
 table{border-collapse:collapse;width:100%;font-size:14.5px;font-variant-numeric:tabular-nums}
 th,td{padding:8px 14px;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
@@ -81,6 +82,7 @@ td.long{white-space:normal;min-width:12em;max-width:26em;overflow-wrap:anywhere}
 tr:last-child>*{border-bottom:0}
 tr.total>*{font-weight:650;border-top:2px solid var(--rule)}
 .key{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:8px}
+.notes{margin:10px 0 0;padding-left:20px;font-size:14.5px;overflow-wrap:anywhere}
 details{margin-top:14px}summary{cursor:pointer;font-weight:600}
 pre{overflow-x:auto;background:var(--card);border:1px solid var(--rule);border-radius:12px;
 padding:14px 16px;font:13.5px/1.55 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
@@ -89,10 +91,11 @@ font-size:14.5px}
 dl.pairs dt{color:var(--quiet)}dl.pairs dd{margin:0;overflow-wrap:anywhere}
 @media (max-width:480px){main{padding:24px 14px 48px}.facts{grid-template-columns:1fr 1fr}
 .facts div{padding:12px 14px}.facts dd{font-size:22px}figure{padding:12px 10px 8px}
-.wide{grid-column:1/-1}th,td{padding:8px 10px}h2{margin-top:38px}}
+.wide{grid-column:1/-1}th,td{padding:8px}h2{margin-top:38px}table{font-size:13.5px}
+tbody th{font-size:13.5px}dl.pairs{grid-template-columns:1fr;gap:0}dl.pairs dd{margin-bottom:8px}}
 @media print{main{padding:0;max-width:none}pre{white-space:pre-wrap}
 .charts{grid-template-columns:1fr 1fr}.pan{overflow:visible}.pan svg{min-width:0!important}
-body{font-size:12px}.scroll{overflow:visible;border-radius:0}th,td{padding:4px 6px}
+body{font-size:12px}.scroll{overflow:visible;border-radius:0;background:none}th,td{padding:4px 6px}
 h2{break-after:avoid}}
 """
 )
@@ -111,6 +114,10 @@ MACROS = """
 {%- if figure.legend %}<ul class="legend">{% for item in figure.legend -%}
 <li>{{ item.mark }}<span>{{ item.name }}</span></li>{% endfor %}</ul>{% endif -%}
 <div class="pan">{{ figure.svg }}</div></figure>
+{%- endmacro -%}
+{%- macro pairs(items) -%}
+<dl class="pairs">{% for name, value in items -%}
+<dt>{{ name }}</dt><dd>{{ value }}</dd>{% endfor %}</dl>
 {%- endmacro -%}
 {%- macro table(t) -%}
 <div class="scroll{% if t.compact %} compact{% endif %}"><table><thead><tr>
@@ -133,10 +140,12 @@ REPORT = (
 <header><div class="kicker">Federated run ·
 <span class="status {{ 'good' if status == 'completed' else 'bad' }}">{{ status }}</span></div>
 <h1>{{ title }}</h1><p class="lead">{{ lead }}</p>
+{% if why %}<p class="status bad">{{ why }}</p>{% endif %}
 <dl class="facts">{% for fact in facts %}
 <div{% if loop.last and loop.index is odd %} class="wide"{% endif %}><dt>{{ fact.name }}</dt>
 <dd>{{ fact.value }}<small>{{ fact.note }}</small></dd></div>{% endfor %}</dl>
 </header>
+{% if ran %}<section><h2>What ran</h2>{{ pairs(ran) }}</section>{% endif %}
 <section><h2>How it went</h2><div class="charts">{% for figure in figures %}{{ chart(figure) }}
 {% endfor %}</div></section>
 {% if found %}<section><h2>What it found</h2><div class="charts">
@@ -159,12 +168,19 @@ its client was asked again in the next round.</p>{{ table(quarantine) }}</sectio
 <section><h2>Bytes by kind</h2>
 <p class="quiet">Measured on the serialised messages; MB = 10⁶ bytes.</p>
 {{ table(kinds) }}</section>
+{% if notes %}<section><h2>Notes</h2><details{% if notes | length <= 8 %} open="open"{% endif %}>
+<summary>What clients and server had to say</summary><ul class="notes">
+{% for note in notes %}<li>{{ note }}</li>{% endfor %}</ul></details></section>{% endif %}
 <section><h2>Run it again</h2>
-<p>Save the configuration below as <code>config.toml</code> (it is the file of that name in the run
-directory) and give it to:</p><pre>atlas run config.toml</pre>
+<p>The configuration below is <code>config.toml</code> of the run directory. On a CPU the same seed,
+machine and PyTorch build give the same numbers to the bit; clocks and memory differ.</p>
+<pre>{{ commands }}</pre>
 <details><summary>Resolved configuration</summary><pre>{{ config }}</pre></details></section>
-<section><h2>Where it comes from</h2><dl class="pairs">{% for name, value in origin -%}
-<dt>{{ name }}</dt><dd>{{ value }}</dd>{% endfor %}</dl></section>
+{% if sessions.rows %}<section><h2>Sessions</h2>
+<p class="quiet">{{ sessions.rows | length }} sessions: the run was stopped, killed or
+failed, and went on from its last commit. What a round that was cut short had measured is not
+kept.</p>{{ table(sessions) }}</section>{% endif %}
+<section><h2>Where it comes from</h2>{{ pairs(origin) }}</section>
 </main></body></html>
 """
 )
@@ -177,7 +193,9 @@ COMPARISON = (
 <p class="lead">{{ lead }}</p></header>
 {% for panel in panels %}<section><h2>{{ panel.title }}</h2><p class="quiet">{{ panel.text }}</p>
 <div class="charts">{% for figure in panel.figures %}{{ chart(figure) }}{% endfor %}</div>
-{{ table(panel.table) }}
+{% if panel.groups.rows %}{{ table(panel.groups) }}
+<details><summary>{{ panel.count }}</summary>{{ table(panel.table) }}</details>
+{% else %}{{ table(panel.table) }}{% endif %}
 {% if panel.differences.rows %}<details open="open">
 <summary>What differs in their configurations</summary>
 {{ table(panel.differences) }}</details>{% endif %}</section>{% endfor %}

@@ -14,6 +14,14 @@ from markupsafe import Markup
 from atlas_flwr.results import page, quarantine
 from atlas_flwr.results.figures import found_figures, placed, run_figures
 from atlas_flwr.results.merges import last_merge
+from atlas_flwr.results.origin import (
+    SESSIONS,
+    commands,
+    origin,
+    said_on_the_way,
+    sessions,
+    what_ran,
+)
 from atlas_flwr.results.plots import write_plots
 from atlas_flwr.results.provenance import without_home
 from atlas_flwr.results.quarantine import quarantined
@@ -82,10 +90,13 @@ def render(template: str, **content: Any) -> str:
 
 
 def _content(run: RunResult) -> dict[str, Any]:
+    why, notes = said_on_the_way(run)
     return {
         "title": run.summary["experiment"],
         "status": run.summary["status"],
         "lead": lead(run),
+        "why": why,
+        "ran": what_ran(run),
         "facts": _facts(run),
         "figures": placed(run_figures(run)),
         "found": placed(found_figures(run)),
@@ -95,8 +106,11 @@ def _content(run: RunResult) -> dict[str, Any]:
         "quarantine": _quarantine(run.clients),
         "failures": _failures(run.clients),
         "kinds": _kind_table(run),
+        "notes": notes,
+        "commands": commands(run),
         "config": without_home(run.config_text),
-        "origin": _origin(run),
+        "sessions": Table(SESSIONS, sessions(run), frozenset(SESSIONS), frozenset(SESSIONS[2:])),
+        "origin": origin(run),
     }
 
 
@@ -119,6 +133,8 @@ def _facts(run: RunResult) -> list[dict[str, str]]:
     traffic = f"{show_bytes(moved['up'])} up, {show_bytes(moved['down'])} down"
     memory = s["peak_memory_mb"]
     went = f"{s['rounds_completed']} of {count(planned, 'round')}"
+    if again := run.provenance.get("resumed"):
+        went += f", in {len(again) + 1} sessions"
     return [
         _fact("Final accuracy", show(final["accuracy"]), "mean over tasks, full validation sets"),
         _fact("Worst client", show(final["worst_client_accuracy"]), "on its task's full set"),
@@ -241,29 +257,3 @@ def _kind_table(run: RunResult) -> Table:
     rows.append(["all", *map(show_bytes, (up, down, total - up - down, total))])
     columns = ("kind", "up, in rounds", "down, in rounds", "outside rounds", "total")
     return Table(columns, rows, total=True)
-
-
-def _origin(run: RunResult) -> list[tuple[str, str]]:
-    told = run.provenance
-    if not told:
-        return [("provenance", "provenance.json is missing")]
-    machine, commit = told.get("machine", {}), told.get("commit")
-    dirty = ", with changes that were not committed" if told.get("dirty") else ""
-    versions = told.get("versions", {}).items()
-    again = ", ".join(f"after round {each['after_round']}" for each in told.get("resumed", []))
-    gpus = ", ".join(machine.get("gpus") or []) or "none"
-    return [
-        ("Source", f"{commit}{dirty}" if commit else "an installed package, not a checkout"),
-        ("Command", " ".join(told.get("argv", []))),
-        *([("Resumed", again)] if again else []),
-        ("Seed", str(told.get("seed"))),
-        ("Python", str(told.get("python"))),
-        ("Packages", ", ".join(f"{name} {version}" for name, version in versions if version)),
-        (
-            "Machine",
-            f"{machine.get('cpu')}, {machine.get('cpu_count')} CPUs, "
-            f"{machine.get('ram_gb')} GB memory",
-        ),
-        ("GPU", gpus),
-        ("System", str(machine.get("platform"))),
-    ]

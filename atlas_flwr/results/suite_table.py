@@ -22,10 +22,12 @@ ERRORS = ("aggregation_error", "truncation_error", "compression_error", "effecti
 _BEFORE = (
     *("setting", "label", "strategy", "seed", "rounds", "learning_rate", "ranks"),
     *("accuracy", "worst_client_accuracy", "own_accuracy", "worst_own_accuracy"),
+    *("loss", "own_loss"),
 )
 _AFTER = (
-    *("bytes_up", "bytes_down", *ERRORS, "seconds", "status", "commit", "version", "path"),
-)  # fmt: skip
+    *("bytes_up", "bytes_down", *ERRORS, "seconds", "peak_memory_mb", "status", "commit"),
+    *("version", "path"),
+)
 Row = dict[str, Any]
 
 
@@ -58,6 +60,8 @@ def suite_row(run: RunResult, setting: str, label: str, path: str) -> Row:
         "worst_client_accuracy": final["worst_client_accuracy"],
         "own_accuracy": final["own"]["accuracy"],
         "worst_own_accuracy": final["own"]["worst_client_accuracy"],
+        "loss": final["loss"],
+        "own_loss": final["own"]["loss"],
         **{
             f"{metric}_{task}": scores.get(metric)
             for metric in _BY_TASK
@@ -67,6 +71,7 @@ def suite_row(run: RunResult, setting: str, label: str, path: str) -> Row:
         "bytes_down": summary["bytes"]["down"],
         **{name: largest(last.get(name)) for name in ERRORS},
         "seconds": summary["seconds"],
+        "peak_memory_mb": summary["peak_memory_mb"],
         "status": summary["status"],
         "commit": f"{commit}-dirty" if commit and run.provenance.get("dirty") else commit,
         "version": run.provenance.get("versions", {}).get("atlas-flwr"),

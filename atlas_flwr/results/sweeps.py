@@ -14,7 +14,7 @@ from atlas_flwr.results.store import RunResult
 from atlas_flwr.results.svg_parts import Series
 
 # Where a run lies and what it is called is no difference between experiments.
-NOT_COMPARED = ("run.name", "run.out")
+NOT_COMPARED = ("run.name", "run.out", "run.mirror", "run.trackers")
 SEED, ETA = "run.seed", "strategy.options.eta"
 
 

@@ -38,6 +38,7 @@ class TrainSpec:
         precision: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         threads: Torch threads on the CPU.
+        micro_batch: Rows of one forward pass; gradients accumulate over the batch. None: all.
     """
 
     epochs: int = 1
@@ -48,6 +49,7 @@ class TrainSpec:
     precision: prec.PrecisionChoice = "auto"
     device: prec.DeviceChoice = "auto"
     threads: int = 1
+    micro_batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ class _Run:
         self._anchors = list(goal.anchors or ())
         if self._mu > 0 and goal.anchors is None:
             self._anchors = [p.detach().clone() for p in self._parameters]
-        self._micro = spec.batch_size
+        self._micro = self._asked = min(spec.batch_size, spec.micro_batch or spec.batch_size)
         self._loss = torch.zeros((), device=device)
         self._norms = torch.zeros((), device=device)
         self._seen = self._steps = 0
@@ -216,9 +218,9 @@ class _Run:
                     f"train.learning-rate ({self._spec.learning_rate:g})"
                 )
         notes: list[str] = []
-        if self._micro < self._spec.batch_size:
+        if self._micro < self._asked:
             notes.append(
-                f"out of memory at batch size {self._spec.batch_size}: went on with micro-batches "
+                f"out of memory at batch size {self._asked}: went on with micro-batches "
                 f"of {self._micro} and accumulated gradients; the effective batch is unchanged"
             )
         if self._scaler.is_enabled() and self._scaler.get_scale() < FP16_FIRST_SCALE:

@@ -1,4 +1,4 @@
-"""Commands that read what runs left: compare."""
+"""Commands that read what runs leave: compare, watch."""
 
 from __future__ import annotations
 
@@ -27,3 +27,20 @@ def compare(
     console = Console()
     console.print(comparison_table(found))
     console.print(str(out.resolve() / "comparison.html"), style="bold", soft_wrap=True)
+
+
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(help="Run directory, its mirror, or a suite's folder")],
+    once: Annotated[bool, typer.Option("--once", help="Look once and end")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between looks")] = 1.0,
+) -> None:
+    """Look at a run, or at all runs of a folder, while they go on; Ctrl-C leaves them alone.
+
+    Ends when they have: 0 completed, 1 failed, 3 stopped or killed.
+
+    Example: atlas watch runs/demo-20260102-030405
+    """
+    from atlas_flwr.apps.watching import watch as look  # noqa: PLC0415
+
+    raise typer.Exit(look(Console(), folder.expanduser().resolve(), once, interval))

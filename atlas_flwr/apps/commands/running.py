@@ -61,21 +61,24 @@ def resume_(
 
 
 @app.command()
-def suite(
+def suite(  # noqa: PLR0913, PLR0917 - options
     file: Annotated[
         Path, typer.Argument(help="Suite file (TOML), or the name of a shipped one: suite_glue")
     ],
     overrides: Overrides = None,
-    seeds: Annotated[str | None, typer.Option(help="Instead of the file's, e.g. 42,43")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Instead of the file's, e.g. 1..6 or 42,43")
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Run this label; may be repeated")] = None,
     tune: Annotated[bool, typer.Option(help="Choose the keys of \\[tune] first")] = True,
     check: Annotated[bool, typer.Option("--check", help="Say what would run")] = False,
     out: Annotated[Path | None, typer.Option(help="Suite folder \\[default: runs/<name>]")] = None,
     engine: Annotated[str | None, typer.Option(help="ray or inline")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in its process")] = 1,
 ) -> None:
     """Run strategies over settings and seeds; the same command goes on where it stopped.
 
-    Example: atlas suite suite_glue --seeds 42,43 --set data.root=/data/glue
+    Example: atlas suite suite_glue --seeds 1..3 --jobs 2 --set data.root=/data/glue
     """
     from atlas_flwr.apps.suite_file import load, suite_folder  # noqa: PLC0415
 
@@ -88,7 +91,7 @@ def suite(
     if check:
         Console().print(describe_suite(chosen, folder))
     else:
-        run_suite(chosen, folder, Console())
+        run_suite(chosen, folder, Console(), jobs)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """The report: well-formed, self-contained, escaped, and it says what the summary says."""
 
 import dataclasses
+import json
 import re
 from xml.etree import ElementTree
 
@@ -77,10 +78,11 @@ def test_absent_values_are_dashes(make_run):
 
 
 def test_a_resumed_run_says_so(run):
-    assert "Resumed" not in words(page_of(run))
-    told = {**run.provenance, "resumed": [{"after_round": 0}, {"after_round": 3}]}
-    page = words(page_of(dataclasses.replace(run, provenance=told)))
-    assert "Resumedafter round 0, after round 3" in page  # two cells
+    assert "Sessions" not in words(page_of(run))
+    again = [{"after_round": 0}, {"after_round": 3, "argv": ["/bin/atlas", "resume", "runs/a"]}]
+    page = words(page_of(dataclasses.replace(run, provenance={**run.provenance, "resumed": again})))
+    assert "3 sessions" in page
+    assert "33atlas resume runs/a" in page  # three cells: the third session, after round 3
 
 
 def test_lost_clients_are_named(make_run):
@@ -121,3 +123,18 @@ def test_publish_writes_pictures_and_page(run):
     publish(run.path)
     assert (run.path / "report.html").stat().st_size > 10_000
     assert len(list((run.path / "plots").glob("*.png"))) == 7
+
+
+def test_a_failed_run_says_why_and_how_to_run_it_again(run):
+    told = [
+        {"event": "note", "partition": 1, "text": "micro-batch 4 of 8: out of memory"},
+        {"event": "error", "text": "client 2 was lost: timed out"},
+    ]
+    lines = "".join(json.dumps(event) + "\n" for event in told)
+    (run.path / "events.jsonl").write_text(lines, encoding="utf-8")
+    failed = dataclasses.replace(run, summary=run.summary | {"status": "failed"})
+    page = words(page_of(failed))
+    assert "client 2 was lost: timed out" in page
+    assert "client 1: micro-batch 4 of 8: out of memory" in page
+    assert "atlas run config.toml --out again" in page
+    assert "LoRA rank 4, 8 in turn" in page

@@ -24,6 +24,7 @@ def result(accuracy: float | None, seed: int, last: dict[str, Any], task: str = 
     summary = {
         **{"strategy": "fedavg", "seed": seed, "status": "completed", "rounds_completed": 2},
         **{"final": final, "bytes": {"up": 2_000_000, "down": 3_000_000}, "seconds": 1.5},
+        "peak_memory_mb": 100.0,
         "round_results": [{"aggregation_error": 9.0}, last],
     }
     config = {

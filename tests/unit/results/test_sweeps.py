@@ -98,7 +98,7 @@ def test_the_comparison_has_the_pictures(swept, tmp_path):
     write_comparison(runs, tmp_path)
     page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
     assert "Accuracy against η" in page
-    assert "Over seeds" in page
+    assert "(n = 2)" in page
     assert (tmp_path / "comparison-eta.png").stat().st_size > 10_000
     assert (tmp_path / "comparison-seeds.png").stat().st_size > 10_000
 

@@ -1,0 +1,283 @@
+"""What suites show: means over seeds, differences from a baseline, cost, rounds to a target."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from atlas_flwr.errors import ResultError
+from atlas_flwr.results.stats import Paired, holm, paired
+from atlas_flwr.results.suite_rows import SuiteRun, check_metric, check_name, less_is_better
+
+Test = Literal["t", "wilcoxon"]
+TARGETS = {
+    "accuracy": "accuracy",
+    "own_accuracy": "accuracy",
+    "worst_client_accuracy": "worst_client_accuracy",
+    "worst_own_accuracy": "worst_client_accuracy",
+    "loss": "loss",
+    "own_loss": "loss",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """When runs first reach a number on the clients' own rows.
+
+    Attributes:
+        reached: How many runs do.
+        runs: How many have a run directory to tell.
+        rounds: Median over runs of the first such round; None where half of them never do.
+        bytes: Median of the bytes moved up to that round's end, both ways; None likewise.
+    """
+
+    reached: int
+    runs: int
+    rounds: float | None
+    bytes: float | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A label in a setting.
+
+    Attributes:
+        setting: The suite's setting; ``label`` its entry.
+        strategy: Its strategy.
+        values: The metric by seed, absent numbers left out.
+        mean: Over seeds; ``std`` the sample standard deviation, None below two seeds.
+        best: Whether no mean of the setting is better.
+        against: The comparison with the baseline; None for the baseline itself.
+        holm: Corrected p by test: ``{"t": …, "wilcoxon": …}``.
+        worst: Mean of the worst client's accuracy.
+        up: Mean bytes to the server; ``down`` from it.
+        target: When the target is reached; None where nobody asked, or nothing can tell.
+    """
+
+    setting: str
+    label: str
+    strategy: str
+    values: Mapping[int, float]
+    mean: float | None
+    std: float | None
+    best: bool = False
+    against: Paired | None = None
+    holm: Mapping[str, float | None] | None = None
+    worst: float | None = None
+    up: float | None = None
+    down: float | None = None
+    target: Target | None = None
+
+    @property
+    def n(self) -> int:
+        """How many seeds have a number."""
+        return len(self.values)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """All lines, and what they are about.
+
+    Attributes:
+        metric: The column that is compared.
+        baseline: The label that others are compared with.
+        settings: In the suite's order; ``labels`` as well.
+        lines: By setting and label.
+        family: How many tests were corrected together, by test.
+        confidence: Of the intervals.
+        target: The number to reach; None if nobody asked.
+        notes: What is missing, a sentence each.
+    """
+
+    metric: str
+    baseline: str
+    settings: tuple[str, ...]
+    labels: tuple[str, ...]
+    lines: Mapping[tuple[str, str], Line]
+    family: Mapping[str, int]
+    confidence: float
+    target: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def of(self, setting: str) -> list[Line]:
+        """Return a setting's lines, in the suite's order."""
+        return [
+            self.lines[setting, label] for label in self.labels if (setting, label) in self.lines
+        ]
+
+
+def analyse(
+    runs: Sequence[SuiteRun],
+    metric: str = "accuracy",
+    baseline: str | None = None,
+    target: float | None = None,
+    confidence: float = 0.95,
+) -> Analysis:
+    """Compare a suite's labels by one metric.
+
+    Differences are label minus baseline, paired by seed within a setting. Holm's correction is
+    over all comparisons of the analysis, one family for each kind of test.
+
+    Args:
+        runs: The completed runs.
+        metric: A column of ``results.csv``, ``bytes`` or ``loss``.
+        baseline: The label to compare with; by default the first.
+        target: A number that runs are to reach by rounds, on the clients' own rows.
+        confidence: Of the intervals.
+
+    Raises:
+        ResultError: The metric or the baseline is unknown, or can't be followed by round.
+    """
+    check_metric(runs, metric)
+    labels = tuple(dict.fromkeys(run.label for run in runs))
+    settings = tuple(dict.fromkeys(run.setting for run in runs))
+    if baseline is not None:
+        check_name("--baseline", baseline, labels)
+    if target is not None and metric not in TARGETS:
+        raise ResultError(
+            f"--target: {metric} is not measured every round; --metric takes {', '.join(TARGETS)}"
+        )
+    chosen = baseline or labels[0]
+    groups: dict[tuple[str, str], list[SuiteRun]] = {}
+    for run in runs:
+        groups.setdefault((run.setting, run.label), []).append(run)
+    lines = {key: _line(group, metric, target) for key, group in groups.items()}
+    lines = _compared(_with_best(lines, metric), chosen, confidence)
+    lines, family = _corrected(lines)
+    notes = _notes(runs, lines, chosen, target)
+    return Analysis(
+        metric, chosen, settings, labels, lines, family, confidence, target, tuple(notes)
+    )
+
+
+def _line(runs: Sequence[SuiteRun], metric: str, target: float | None) -> Line:
+    values = {run.seed: value for run in runs if (value := run.value(metric)) is not None}
+    first, numbers = runs[0], list(values.values())
+    reached = None if target is None else time_to(runs, TARGETS[metric], target)
+    return Line(
+        first.setting,
+        first.label,
+        first.values.get("strategy", first.label),
+        values,
+        statistics.fmean(numbers) if numbers else None,
+        statistics.stdev(numbers) if len(numbers) > 1 else None,
+        worst=_mean(run.value("worst_client_accuracy") for run in runs),
+        up=_mean(run.value("bytes_up") for run in runs),
+        down=_mean(run.value("bytes_down") for run in runs),
+        target=reached,
+    )
+
+
+def time_to(runs: Sequence[SuiteRun], key: str, target: float) -> Target | None:
+    """Return when runs first reach a target; None where no run directory can tell.
+
+    A run that never reaches it counts as later than all that do.
+
+    Args:
+        runs: Of one label in one setting.
+        key: A key of ``rounds.jsonl``; a ``loss`` has to fall to the target.
+        target: The number to reach.
+    """
+    rounds, moved = list[float](), list[float]()
+    for run in runs:
+        if run.result is None:
+            continue
+        at, sent = first_reach(run.result.rounds, key, target)
+        rounds.append(at)
+        moved.append(sent)
+    if not rounds:
+        return None
+    reached = sum(math.isfinite(at) for at in rounds)
+    return Target(reached, len(rounds), _median(rounds), _median(moved))
+
+
+def first_reach(
+    rounds: Iterable[Mapping[str, Any]], key: str, target: float
+) -> tuple[float, float]:
+    """Return the first round that reaches a target and the bytes moved until its end.
+
+    >>> first_reach([{"round": 1, "accuracy": 0.5, "bytes_up": 2, "bytes_down": 3}], "accuracy", .5)
+    (1.0, 5.0)
+    >>> first_reach([], "accuracy", 0.5)
+    (inf, inf)
+    """
+    moved = 0.0
+    for record in rounds:
+        moved += record["bytes_up"] + record["bytes_down"]
+        value = record.get(key)
+        if value is not None and (value <= target if key == "loss" else value >= target):
+            return float(record["round"]), moved
+    return math.inf, math.inf
+
+
+def _with_best(lines: Mapping[tuple[str, str], Line], metric: str) -> dict[tuple[str, str], Line]:
+    pick = min if less_is_better(metric) else max
+    best: dict[str, float] = {}
+    for (setting, _), line in lines.items():
+        if line.mean is not None:
+            best[setting] = pick(best.get(setting, line.mean), line.mean)
+    return {
+        key: replace(line, best=line.mean is not None and line.mean == best[key[0]])
+        for key, line in lines.items()
+    }
+
+
+def _compared(
+    lines: Mapping[tuple[str, str], Line], baseline: str, confidence: float
+) -> dict[tuple[str, str], Line]:
+    found = {}
+    for (setting, label), line in lines.items():
+        base = lines.get((setting, baseline))
+        against = None
+        if label != baseline and base is not None:
+            against = paired(line.values, base.values, confidence)
+        found[setting, label] = replace(line, against=against)
+    return found
+
+
+def _corrected(
+    lines: Mapping[tuple[str, str], Line],
+) -> tuple[dict[tuple[str, str], Line], dict[str, int]]:
+    keys = [key for key, line in lines.items() if line.against is not None]
+    pairs = [against for key in keys if (against := lines[key].against) is not None]
+    raw = {"t": [p.t_p for p in pairs], "wilcoxon": [p.wilcoxon_p for p in pairs]}
+    corrected = {test: holm(values) for test, values in raw.items()}
+    found = dict(lines)
+    for i, key in enumerate(keys):
+        found[key] = replace(lines[key], holm={test: corrected[test][i] for test in raw})
+    return found, {test: sum(p is not None for p in values) for test, values in raw.items()}
+
+
+def _notes(
+    runs: Sequence[SuiteRun],
+    lines: Mapping[tuple[str, str], Line],
+    baseline: str,
+    target: float | None,
+) -> list[str]:
+    notes = []
+    without = [s for s in dict.fromkeys(run.setting for run in runs) if (s, baseline) not in lines]
+    if without:
+        notes.append(f"The baseline {baseline} has no run in {', '.join(without)}.")
+    dropped = sum(line.against.dropped for line in lines.values() if line.against)
+    if dropped:
+        notes.append(f"{dropped} runs have no partner of the same seed and are in no difference.")
+    gone = sum(run.folder is None for run in runs)
+    if target is not None and gone:
+        notes.append(
+            f"{gone} of {len(runs)} runs have no run directory beside results.csv: when they reach "
+            "the target is not known."
+        )
+    return notes
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return statistics.fmean(there) if there else None
+
+
+def _median(values: Sequence[float]) -> float | None:
+    middle = statistics.median(values)
+    return middle if math.isfinite(middle) else None

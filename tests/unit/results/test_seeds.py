@@ -1,0 +1,78 @@
+"""Runs over seeds: the mean and deviation of NumPy and SciPy, and never two runs of one seed."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from atlas_flwr.results.compare import compare, comparison_table, write_comparison
+from atlas_flwr.results.seeds import groups_of, more_than_strategy
+
+
+@pytest.fixture
+def seeded(make_run):
+    numbers = itertools.count()
+
+    def make(strategy, seed, accuracy=0.5, **config):
+        run = make_run(f"run-{next(numbers)}", name=strategy, strategy=strategy)
+        run.config["run"]["seed"] = seed
+        for key, value in config.items():
+            run.config["train"] = run.config.get("train", {}) | {key: value}
+        run.summary["final"]["accuracy"] = accuracy
+        for record in run.rounds:
+            record["accuracy"] = accuracy + 0.01 * record["round"]
+        return run
+
+    return make
+
+
+def test_means_and_deviations_are_those_of_scipy(seeded):
+    values = [0.5, 0.6, 0.85]
+    (panel,) = compare([seeded("fedavg", i, v) for i, v in enumerate(values)]).panels
+    (group,) = groups_of(panel.runs)
+    assert group.title == "fedavg (n = 3)"
+    for round_, mean, spread in group.line("accuracy"):
+        at = np.array(values) + 0.01 * round_
+        assert (mean, spread) == pytest.approx((stats.tmean(at), stats.tstd(at)))
+
+
+def test_strategies_and_repeated_seeds_are_groups_of_their_own(seeded):
+    runs = [seeded("fedavg", 1), seeded("local_only", 1), seeded("fedavg", 2), seeded("fedavg", 1)]
+    (panel,) = compare(runs).panels
+    sizes = [group.size for group in groups_of(panel.runs)]
+    assert sizes == [2, 1, 1]  # the second fedavg of seed 1 is no third seed
+
+
+def test_a_round_that_one_seed_lacks_is_not_drawn(seeded):
+    short = seeded("fedavg", 2)
+    del short.rounds[-1]
+    (panel,) = compare([seeded("fedavg", 1), short]).panels
+    assert [x for x, _, _ in groups_of(panel.runs)[0].line("accuracy")] == [1, 2]
+
+
+def test_other_causes_than_the_strategy_are_named(seeded):
+    alike = [seeded("fedavg", 1), seeded("local_only", 2)]
+    assert more_than_strategy(alike) == []
+    other = seeded("local_only", 1, **{"batch-size": 8})
+    assert more_than_strategy([*alike, other]) == ["train.batch-size"]
+    assert more_than_strategy([alike[1], other]) == []  # then that is what is compared
+
+
+def test_page_and_terminal_say_how_many_seeds(seeded, tmp_path):
+    runs = [seeded("fedavg", 1, 0.5), seeded("fedavg", 2, 0.7), seeded("local_only", 1, 0.6)]
+    found = write_comparison(runs, tmp_path)
+    page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert "fedavg (n = 2)" in page
+    assert "0.6000 ± 0.1414" in page
+    out = io.StringIO()
+    Console(file=out, width=100).print(comparison_table(found))
+    assert "0.6000 ± 0.1414" in out.getvalue()
+    assert "n = 2" in out.getvalue()
+
+
+def test_runs_of_one_seed_have_no_table_over_seeds(seeded, tmp_path):
+    write_comparison([seeded("fedavg", 1), seeded("local_only", 1)], tmp_path)
+    assert "±" not in (tmp_path / "comparison.html").read_text(encoding="utf-8")

@@ -106,7 +106,7 @@ class Federation(Strategy):
         return Result()
 
     def evaluate_final(self, grid: Grid) -> list[ClientRow]:
-        """Score each distinct model once on its task's full validation set.
+        """Score each distinct model once on its task's whole evaluation set.
 
         The task's lowest partition that holds a model scores it; where lost clients are skipped,
         the next one does when it is lost.

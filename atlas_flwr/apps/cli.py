@@ -10,14 +10,11 @@ import sys
 from click.exceptions import ClickException, NoArgsIsHelpError
 from rich.console import Console
 
-from atlas_flwr.apps.commands import (  # noqa: F401 - they add commands
-    deploying,
-    machine,
-    results,
-    running,
-    sharing,
-    suites,
-)
+# `atlas --help` lists commands in this order.
+# isort: off
+from atlas_flwr.apps.commands import running, results, suites, sharing, deploying, machine  # noqa: F401
+
+# isort: on
 from atlas_flwr.apps.commands.shared import app
 from atlas_flwr.errors import AtlasError, RunStopped
 

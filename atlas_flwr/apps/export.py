@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from atlas_flwr.aggregation.delta import as_one
-from atlas_flwr.apps.export_choose import SERVES
 from atlas_flwr.apps.prepare import Prepared
 from atlas_flwr.config.schema import Config
 from atlas_flwr.engine.vault import Vault
 from atlas_flwr.models.backbone import load
 from atlas_flwr.models.experts import save_experts
-from atlas_flwr.models.export import save_adapter, save_full
+from atlas_flwr.models.export import SERVES, save_adapter, save_full
 from atlas_flwr.results.store import to_json
 from atlas_flwr.results.writing import atomic_write
 from atlas_flwr.types import ModelParts

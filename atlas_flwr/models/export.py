@@ -17,6 +17,9 @@ from atlas_flwr.models.adapter_io import write_parts
 from atlas_flwr.models.backbone import LoadedModel, load_tokenizer, quiet
 from atlas_flwr.types import Adapter, ModelParts
 
+SERVES = "atlas.json"
+"""In each model's folder: whom it serves, and the label names of their tasks."""
+
 
 def save_adapter(
     folder: Path, loaded: LoadedModel, parts: ModelParts, labels: Sequence[str] = ()

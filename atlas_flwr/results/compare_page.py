@@ -66,7 +66,7 @@ def _differences(panel: Panel, groups: Sequence[Group]) -> list[list[str]]:
 
 
 def _text(panel: Panel, groups: Sequence[Group]) -> str:
-    words = ["Final accuracy: mean over tasks on their full validation sets.", ERROR]
+    words = ["Final accuracy: mean over tasks on their whole evaluation sets.", ERROR]
     words.append(seeds_line(groups))
     if other := more_than_strategy(list(panel.runs.values())):
         words.append(

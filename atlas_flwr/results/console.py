@@ -26,7 +26,7 @@ PHASE_WORDS = {
     "score": "comparing models",
     "train": "training",
     "evaluate": "evaluating",
-    "final": "scoring on the full validation sets",
+    "final": "scoring on the whole evaluation sets",
 }
 
 

@@ -150,7 +150,7 @@ def draw_loss(axes: Axes, run: RunResult) -> None:
 
 
 def draw_clients(axes: Axes, run: RunResult) -> None:
-    """Each client's accuracy by round, and at the end on its task's full validation set."""
+    """Each client's accuracy by round, and at the end on its task's whole evaluation set."""
     tasks, last = tasks_of(run), max((r["round"] for r in run.rounds), default=0)
     rounds = thinned([r["round"] for r in run.rounds])
     every = rounds[-1] - rounds[-2] if len(rounds) > 1 else 1

@@ -156,7 +156,7 @@ def weighted_mean(rows: Iterable[ClientRow], metric: str) -> float | None:
 
 
 def final_scores(final_rows: Sequence[ClientRow], own_rows: Sequence[ClientRow]) -> dict[str, Any]:
-    """Return ``summary.json``'s ``final``: the last models on full validation sets, and ``own``.
+    """Return ``summary.json``'s ``final``: the last models on whole evaluation sets, and ``own``.
 
     ``by_task`` is the plain mean over the task's clients; ``accuracy`` and ``loss`` the unweighted
     mean over tasks, and null when a task has none (fewer tasks would be another number);

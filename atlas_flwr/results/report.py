@@ -136,7 +136,7 @@ def _facts(run: RunResult) -> list[dict[str, str]]:
     if again := run.provenance.get("resumed"):
         went += f", in {len(again) + 1} sessions"
     return [
-        _fact("Final accuracy", show(final["accuracy"]), "mean over tasks, full validation sets"),
+        _fact("Final accuracy", show(final["accuracy"]), "mean over tasks, whole evaluation sets"),
         _fact("Worst client", show(final["worst_client_accuracy"]), "on its task's full set"),
         _fact("Moved", show_bytes(moved["up"] + moved["down"]), traffic),
         _fact("Time", show_seconds(s["seconds"]), went),

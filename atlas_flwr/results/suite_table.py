@@ -34,7 +34,7 @@ Row = dict[str, Any]
 def suite_row(run: RunResult, setting: str, label: str, path: str) -> Row:
     """Return a run's row: its summary's numbers, unrounded, and where they come from.
 
-    ``accuracy`` is the mean over tasks on the full validation sets, ``accuracy_<task>`` a task's,
+    ``accuracy`` is the mean over tasks on the whole evaluation sets, ``accuracy_<task>`` a task's,
     as ``f1_<task>`` and ``mcc_<task>`` are; ``own_accuracy`` is on the clients' own slices;
     ``commit`` ends in ``-dirty`` where the checkout had changes. An absent number is ``None``.
 

@@ -137,7 +137,7 @@ def _levels(
 
 def _differ(found: Mapping[str, Sequence[RunResult]]) -> str:
     """Return the caption: what differs, and over how many seeds means are taken."""
-    said = "Final accuracy on full validation sets by η; the runs differ in nothing else"
+    said = "Final accuracy on whole evaluation sets by η; the runs differ in nothing else"
     counts = sorted({len(group) for group in found.values()})
     if counts[-1] == 1:
         return f"{said}."

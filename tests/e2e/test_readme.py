@@ -2,7 +2,7 @@
 
 A page's files (blocks with a title) are written, then its commands run in order, in a folder of the
 page's own. Pages may use what README's commands left, which run before them where that is so.
-One page alone: ``pytest tests/e2e/test_readme.py -m slow -k tutorial``.
+One page alone: ``pytest tests/e2e/test_readme.py -m slow -k tutorial.md``.
 """
 
 from __future__ import annotations

@@ -49,9 +49,23 @@ def rows_of(out: Path) -> list[dict[str, str]]:
 
 def bits(out: Path) -> dict[str, Any]:
     runs = {str(p.parent.relative_to(out)): Run.read(p.parent) for p in out.rglob("summary.json")}
-    return {place: (run.measured(), run.tensors()) for place, run in runs.items()}
+    done = {place: run for place, run in runs.items() if run.summary["status"] == "completed"}
+    return {place: (run.measured(), run.tensors()) for place, run in done.items()}
 
 
+def test_a_run_in_a_child_has_the_bits_of_one_in_this_process(
+    atlas: Callable[..., Said], write: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = write()
+    for out, words in (("one", ()), ("two", ("--jobs", "2"))):
+        said = atlas("suite", file, "--only", "fedavg", "--out", tmp_path / out, *words)
+        assert said.code == 0, said
+    assert rows_of(tmp_path / "two") == rows_of(tmp_path / "one")
+    assert bits(tmp_path / "two") == bits(tmp_path / "one")
+    assert list((tmp_path / "two" / ".jobs").iterdir()) == []
+
+
+@pytest.mark.slow
 def test_two_at_a_time_leave_what_one_at_a_time_does(
     atlas: Callable[..., Said], write: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -65,6 +79,7 @@ def test_two_at_a_time_leave_what_one_at_a_time_does(
     assert "[4/4] " in said.out
     assert "tune base/fedavg seed 5 train.learning-rate=1e+30 … failed: " in said.out
     assert rows_of(two) == rows_of(one)
+    assert len(bits(two)) == 3
     assert bits(two) == bits(one)
     scores = [(folder / "tuned.json").read_text() for folder in (one, two)]
     assert scores[1].replace(str(two), str(one)) == scores[0]

@@ -11,8 +11,10 @@ from rich.console import Console
 from atlas_flwr.apps.commands.shared import ExperimentFile, Overrides, Resume, app, load
 from atlas_flwr.config.load import with_out
 
+PANEL = "Deploy"
 
-@app.command()
+
+@app.command(rich_help_panel=PANEL)
 def up(
     file: ExperimentFile,
     overrides: Overrides = None,
@@ -38,7 +40,7 @@ def up(
     bring_up(Console(), config, data, tls, resume == "auto")
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def shards(
     file: ExperimentFile,
     out: Annotated[Path, typer.Option(help="Folder of the clients' folders")],
@@ -56,7 +58,7 @@ def shards(
         Console().print(str(folder), soft_wrap=True, highlight=False)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def certs(
     folder: Annotated[Path, typer.Argument(help="Where certificates and keys are written")],
     host: Annotated[

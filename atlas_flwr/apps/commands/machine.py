@@ -9,8 +9,10 @@ from rich.console import Console
 
 from atlas_flwr.apps.commands.shared import app
 
+PANEL = "Machine"
 
-@app.command()
+
+@app.command(rich_help_panel=PANEL)
 def doctor(
     deep: Annotated[
         bool, typer.Option("--deep", help="Also run two clients on Ray and Flower: a minute")
@@ -21,7 +23,7 @@ def doctor(
 
     Example: atlas doctor --deep
     """
-    from atlas_flwr.apps.doctor import run_doctor  # noqa: PLC0415 - torch loads for seconds
+    from atlas_flwr.apps.doctor.report import run_doctor  # noqa: PLC0415 - torch loads for seconds
 
     if not run_doctor(Console(), deep, as_json):
         raise typer.Exit(1)

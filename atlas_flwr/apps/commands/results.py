@@ -10,8 +10,10 @@ from rich.console import Console
 
 from atlas_flwr.apps.commands.shared import app
 
+PANEL = "Read results"
 
-@app.command()
+
+@app.command(rich_help_panel=PANEL)
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run directories")],
     out: Annotated[Path, typer.Option(help="Where the comparison is written")] = Path("comparison"),
@@ -29,7 +31,7 @@ def compare(
     console.print(str(out.resolve() / "comparison.html"), style="bold", soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def watch(
     folder: Annotated[Path, typer.Argument(help="Run directory, its mirror, or a suite's folder")],
     once: Annotated[bool, typer.Option("--once", help="Look once and end")] = False,

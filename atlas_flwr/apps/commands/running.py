@@ -11,13 +11,15 @@ from rich.console import Console
 from atlas_flwr.apps.commands.shared import ExperimentFile, Overrides, Resume, app, load
 from atlas_flwr.config.load import with_out
 
+PANEL = "Run"
 
-@app.command()
+
+@app.command(rich_help_panel=PANEL)
 def run(
     file: ExperimentFile,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run directory [default: runs/<name>-<UTC time>]")
+        Path | None, typer.Option(help="Run directory \\[default: runs/<name>-<UTC time>]")
     ] = None,
     engine: Annotated[str | None, typer.Option(help="ray or inline")] = None,
     resume: Resume = "never",
@@ -39,13 +41,13 @@ def run(
         begin(console, config)
 
 
-@app.command("resume")
+@app.command("resume", rich_help_panel=PANEL)
 def resume_(
     folder: Annotated[Path, typer.Argument(help="Run directory, or its mirror")],
     overrides: Overrides = None,
     engine: Annotated[str | None, typer.Option(help="ray or inline")] = None,
     since: Annotated[
-        int | None, typer.Option("--from", help="Round to go on from [default: the last]")
+        int | None, typer.Option("--from", help="Round to go on from \\[default: the last]")
     ] = None,
 ) -> None:
     """Go on with a run that was stopped, killed or failed, from its last commit.
@@ -60,7 +62,7 @@ def resume_(
     go_on(Console(), folder.expanduser().resolve(), items, since)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def suite(  # noqa: PLR0913, PLR0917 - options
     file: Annotated[
         Path, typer.Argument(help="Suite file (TOML), or the name of a shipped one: suite_glue")
@@ -94,7 +96,7 @@ def suite(  # noqa: PLR0913, PLR0917 - options
         run_suite(chosen, folder, Console(), jobs)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def check(file: ExperimentFile, overrides: Overrides = None) -> None:
     """Check an experiment, its data and its model, and say what would run.
 
@@ -106,7 +108,7 @@ def check(file: ExperimentFile, overrides: Overrides = None) -> None:
     Console().print(describe_experiment(config))
 
 
-@app.command("list")
+@app.command("list", rich_help_panel=PANEL)
 def list_() -> None:
     """List strategies, tasks, models and shipped experiments."""
     from atlas_flwr.apps.catalogue import describe_catalogue  # noqa: PLC0415

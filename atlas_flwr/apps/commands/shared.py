@@ -12,7 +12,8 @@ from atlas_flwr.config.schema import Config
 
 app = typer.Typer(
     name="atlas",
-    help="Federated fine-tuning of transformers, on Flower.",
+    help="Federated fine-tuning of transformers, on Flower. First time here: atlas run demo",
+    epilog="Exit codes: 0 completed, 1 failed, 2 bad input, 3 stopped and resumable.",
     no_args_is_help=True,
     suggest_commands=False,  # click does that already
     add_completion=False,

@@ -10,13 +10,15 @@ from rich.console import Console
 
 from atlas_flwr.apps.commands.shared import app
 
+PANEL = "Use the model"
+
 Client = Annotated[int | None, typer.Option("--client", help="The model of this client")]
 Cluster = Annotated[int | None, typer.Option("--cluster", help="The model of this cluster")]
 Task = Annotated[str | None, typer.Option("--task", help="The model of this task")]
 Global = Annotated[bool, typer.Option("--global", help="The one model of all clients")]
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def export(  # noqa: PLR0913, PLR0917 - its options
     run: Annotated[Path, typer.Argument(help="Run directory")],
     client: Client = None,
@@ -40,9 +42,9 @@ def export(  # noqa: PLR0913, PLR0917 - its options
     """
     if private and push is None:
         raise typer.BadParameter("--private says how to push; name the repository with --push")
-    from atlas_flwr.apps.export_choose import Asked, held_models  # noqa: PLC0415
-    from atlas_flwr.apps.export_model import export_model  # noqa: PLC0415 - torch loads for seconds
-    from atlas_flwr.apps.export_push import check_push, push_folder  # noqa: PLC0415
+    from atlas_flwr.apps.sharing.choose import Asked, held_models  # noqa: PLC0415
+    from atlas_flwr.apps.sharing.model import export_model  # noqa: PLC0415 - torch loads for seconds
+    from atlas_flwr.apps.sharing.push import check_push, push_folder  # noqa: PLC0415
 
     if push is not None:
         check_push(push)
@@ -55,7 +57,7 @@ def export(  # noqa: PLR0913, PLR0917 - its options
         console.print(push_folder(done, push, private), markup=False)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def predict(  # noqa: PLR0913, PLR0917 - its options
     folder: Annotated[Path, typer.Argument(help="Run directory, or an exported folder")],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts to classify")] = None,
@@ -75,10 +77,10 @@ def predict(  # noqa: PLR0913, PLR0917 - its options
 
     Example: atlas predict bbc-classifier "The match ended in a draw"
     """
-    from atlas_flwr.apps.predict_texts import read_texts  # noqa: PLC0415
+    from atlas_flwr.apps.sharing.texts import read_texts  # noqa: PLC0415
 
     rows = read_texts(texts or [], pair or [], file)
-    from atlas_flwr.apps.export_choose import Asked  # noqa: PLC0415
-    from atlas_flwr.apps.predict import print_predictions  # noqa: PLC0415 - torch loads for seconds
+    from atlas_flwr.apps.sharing.choose import Asked  # noqa: PLC0415
+    from atlas_flwr.apps.sharing.predict import print_predictions  # noqa: PLC0415 - torch loads for seconds
 
     print_predictions(folder, rows, Asked(client, cluster, task, everybody), as_json)

@@ -11,6 +11,8 @@ from rich.console import Console
 from atlas_flwr.apps.commands.shared import app
 from atlas_flwr.errors import ResultError
 
+PANEL = "Read results"
+
 Suites = Annotated[
     list[Path], typer.Argument(help="Folders that atlas suite wrote, or results.csv files")
 ]
@@ -24,7 +26,7 @@ Settings = Annotated[list[str] | None, typer.Option(help="This setting only; may
 Labels = Annotated[list[str] | None, typer.Option(help="This label only; may be repeated")]
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def table(
     suites: Suites,
     metric: Metric = "accuracy",
@@ -71,7 +73,7 @@ def table(
     Console().print(str(out.resolve()), style="bold", soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def plot(
     suites: Suites,
     out: Annotated[Path, typer.Option(help="Folder for the pictures")],

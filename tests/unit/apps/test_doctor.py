@@ -17,13 +17,11 @@ from huggingface_hub import constants
 from packaging.requirements import Requirement
 from rich.console import Console
 
-from atlas_flwr.apps import (
-    doctor,
-    doctor_machine,
-    doctor_network,
-    doctor_packages,
-)
-from atlas_flwr.apps.doctor_checks import Check, fail, ok, warn
+from atlas_flwr.apps.doctor import machine as doctor_machine
+from atlas_flwr.apps.doctor import network as doctor_network
+from atlas_flwr.apps.doctor import packages as doctor_packages
+from atlas_flwr.apps.doctor import report as doctor
+from atlas_flwr.apps.doctor.checks import Check, fail, ok, warn
 from hub import local_hub
 
 Usage = namedtuple("Usage", "total used free")

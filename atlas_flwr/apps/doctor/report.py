@@ -14,25 +14,25 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from atlas_flwr.apps import doctor_machine, doctor_network, doctor_packages
-from atlas_flwr.apps.doctor_checks import Check, fail, ok
+from atlas_flwr.apps.doctor import machine, network, packages
+from atlas_flwr.apps.doctor.checks import Check, fail, ok
 
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 _GROUPS: Sequence[tuple[str, Sequence[Callable[[], list[Check]]]]] = (
     (
         "Software",
-        (doctor_packages.python, doctor_packages.packages, doctor_packages.extras),
+        (packages.python, packages.packages, packages.extras),
     ),
-    ("Models and data", (doctor_packages.packaged,)),
+    ("Models and data", (packages.packaged,)),
     (
         "Machine",
         (
-            *(doctor_machine.gpu, doctor_machine.precision, doctor_machine.cpu),
-            *(doctor_machine.memory, doctor_machine.shared_memory, doctor_machine.disk),
-            *(doctor_machine.files, doctor_machine.clock),
+            *(machine.gpu, machine.precision, machine.cpu),
+            *(machine.memory, machine.shared_memory, machine.disk),
+            *(machine.files, machine.clock),
         ),
     ),
-    ("Network", (doctor_network.ports, doctor_network.hub)),
+    ("Network", (network.ports, network.hub)),
 )
 
 

@@ -7,7 +7,7 @@ import re
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from atlas_flwr.apps.export_model import Exported
+from atlas_flwr.apps.sharing.model import Exported
 from atlas_flwr.errors import AtlasError, ConfigError, ResultError
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")

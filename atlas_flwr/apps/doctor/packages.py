@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 
 from packaging.requirements import Requirement
 
-from atlas_flwr.apps.doctor_checks import Check, fail, ok, warn
+from atlas_flwr.apps.doctor.checks import Check, fail, ok, warn
 from atlas_flwr.data.tasks import TASKS
 from atlas_flwr.errors import ModelError
 from atlas_flwr.models.catalog import MODELS, locate

@@ -18,8 +18,8 @@ from atlas_flwr.config.schema import Config
 from atlas_flwr.data.tasks import mapped_names, resolve_tasks
 from atlas_flwr.errors import ResultError, did_you_mean
 from atlas_flwr.models.catalog import locate
+from atlas_flwr.models.export import SERVES
 
-SERVES = "atlas.json"
 _WHICH = "name one with --client, --cluster, --task or --global"
 
 
@@ -99,7 +99,7 @@ def held_models(run: Path) -> Iterator[Held]:
         return
     with tempfile.TemporaryDirectory(prefix="atlas-export-") as name:
         # Imported here: torch and Flower load for seconds, and finished runs need neither.
-        from atlas_flwr.apps.export_commit import export_last_commit  # noqa: PLC0415
+        from atlas_flwr.apps.sharing.commit import export_last_commit  # noqa: PLC0415
 
         number = export_last_commit(run, Path(name))
         yield replace(_held(run, Path(name), config), round=number)

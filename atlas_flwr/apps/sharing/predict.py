@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from atlas_flwr.apps.export_choose import SERVES, Asked, base_folder, choose, held_models
-from atlas_flwr.apps.predict_texts import Texts
+from atlas_flwr.apps.sharing.choose import Asked, base_folder, choose, held_models
+from atlas_flwr.apps.sharing.texts import Texts
 from atlas_flwr.data.tasks import resolve_tasks
 from atlas_flwr.errors import ResultError, did_you_mean
+from atlas_flwr.models.export import SERVES
 from atlas_flwr.models.reopen import as_served, open_model, open_tokenizer
 from atlas_flwr.results.store import read_extra
 from atlas_flwr.training.memory import with_smaller_batches

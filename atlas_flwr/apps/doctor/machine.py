@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from atlas_flwr.apps.doctor_checks import Check, fail, ok, warn
+from atlas_flwr.apps.doctor.checks import Check, fail, ok, warn
 from atlas_flwr.training.precision import cpu_has_bf16
 
 GB = 10**9

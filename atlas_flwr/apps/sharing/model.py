@@ -14,12 +14,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from atlas_flwr.apps.export_choose import SERVES, Asked, Held, Model, base_folder, choose
+from atlas_flwr.apps.sharing.choose import Asked, Held, Model, base_folder, choose
 from atlas_flwr.data.tasks import resolve_tasks
 from atlas_flwr.errors import ResultError
 from atlas_flwr.models.card import METRIC_NAMES, CardFacts, Score, model_card
 from atlas_flwr.models.catalog import MODELS
 from atlas_flwr.models.experts import EXPERTS_FILE
+from atlas_flwr.models.export import SERVES
 from atlas_flwr.models.reopen import (
     ADAPTER_CONFIG,
     base_of,

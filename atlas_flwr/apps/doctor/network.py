@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 
 from huggingface_hub import constants, get_session
 
-from atlas_flwr.apps.doctor_checks import Check, fail, ok, warn
+from atlas_flwr.apps.doctor.checks import Check, fail, ok, warn
 
 # Flower's own, for a SuperLink that several machines reach (docs/deploy.md).
 PORTS = {9091: "ServerApps", 9092: "SuperNodes", 9093: "flwr run"}

@@ -1,0 +1,1 @@
+"""`atlas doctor`: one file a kind of check."""

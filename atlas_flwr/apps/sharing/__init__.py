@@ -1,0 +1,1 @@
+"""A trained model taken out of a run: exported, asked, pushed to the hub."""

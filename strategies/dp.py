@@ -27,7 +27,7 @@ from atlas_flwr.seeding import rng_for
 from atlas_flwr.types import Adapter, Array, ModelParts, Part, Stage, Tensors, Update
 from strategies.base import Method, Options, Served, State
 from strategies.folds import Tally
-from strategies.rules import draw_cohort
+from strategies.rounds.rules import draw_cohort
 
 KEY = "noise-key"
 Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]

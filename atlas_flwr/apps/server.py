@@ -38,9 +38,9 @@ from atlas_flwr.engine.orphan import watch_parent
 from atlas_flwr.errors import ConfigError, RunFailed, RunStopped
 from atlas_flwr.results.record import Bytes
 from atlas_flwr.results.report import publish
-from strategies.federation import HELLO_SECONDS, Federation
-from strategies.nodes import holdings
-from strategies.rules import Limits
+from strategies.rounds.federation import HELLO_SECONDS, Federation
+from strategies.rounds.nodes import holdings
+from strategies.rounds.rules import Limits
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 

@@ -22,7 +22,7 @@ from fakes import tiny_task, write_experiment
 from federations import OF_TWO, ON_A_GRAPH, QUIET, ROBUST
 from runs import Run
 from strategies.registry import STRATEGIES
-from strategies.rules import draw_cohort
+from strategies.rounds.rules import draw_cohort
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

@@ -16,7 +16,7 @@ from clients.base import FineTuneClient
 from clients.fingerprint import FingerprintClient
 from fakes import write_experiment
 from runs import Run
-from strategies import federation
+from strategies.rounds import federation
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

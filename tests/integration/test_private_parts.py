@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from atlas_flwr.apps.record import Recorder
 from runs import Run
-from strategies.rules import draw_cohort
+from strategies.rounds.rules import draw_cohort
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import clients.base
-import strategies.federation
+import strategies.rounds.federation
 from atlas_flwr.models.adapter_io import read_parts
 from atlas_flwr.models.backbone import LoadedModel
 from atlas_flwr.types import Job, ModelParts
@@ -25,7 +25,7 @@ class Wire:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sent: list[Job] = []
         self.held: list[ModelParts] = []
-        pack, write = strategies.federation.pack_job, clients.base.write_parts
+        pack, write = strategies.rounds.federation.pack_job, clients.base.write_parts
 
         def packs(job: Job, config: str) -> object:
             self.sent.append(job)
@@ -35,7 +35,7 @@ class Wire:
             write(loaded, parts)
             self.held.append(read_parts(loaded))
 
-        monkeypatch.setattr(strategies.federation, "pack_job", packs)
+        monkeypatch.setattr(strategies.rounds.federation, "pack_job", packs)
         monkeypatch.setattr(clients.base, "write_parts", writes)
 
 

@@ -61,12 +61,12 @@ RECORDS = {
 }
 FLOWER_ROOMS = RECORDS | {"atlas_flwr.engine", "atlas_flwr.apps", "clients"}
 FLOWER_FILES = {
-    "strategies.exchange",
-    "strategies.federation",
-    "strategies.firewall",
-    "strategies.gate",
-    "strategies.nodes",
-    "strategies.promises",
+    "strategies.rounds.exchange",
+    "strategies.rounds.federation",
+    "strategies.rounds.firewall",
+    "strategies.rounds.gate",
+    "strategies.rounds.nodes",
+    "strategies.rounds.promises",
 }
 
 

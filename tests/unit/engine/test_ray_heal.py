@@ -19,7 +19,7 @@ from flwr.server.superlink.fleet.vce.backend import raybackend
 from flwr.simulation.ray_transport import ray_actor
 
 from atlas_flwr.engine import ray_heal
-from strategies.exchange import telling_line
+from strategies.rounds.exchange import telling_line
 
 # The class as Flower ships it, also where importing the apps has put ours in its place.
 FLOWERS = ray_actor.BasicActorPool

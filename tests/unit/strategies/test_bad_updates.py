@@ -13,7 +13,7 @@ from atlas_flwr.types import LoraFactors, ModelParts, Update
 from federations import ALL, believed, distance, equal, widest
 from players import crew, first_round, opened, play
 from strategies.registry import STRATEGIES
-from strategies.rules import check_schema
+from strategies.rounds.rules import check_schema
 
 SILENT = {"local_only"}  # sends nothing
 SHARING = sorted(STRATEGIES.keys() - SILENT)

@@ -17,7 +17,7 @@ from federations import ALL, EQUAL, ROWS, TASKS, Dense, believed, distance, equa
 from players import Player, crew, first_round, opened, play, rounds
 from strategies.base import Method, Setting, State
 from strategies.registry import build
-from strategies.rules import check_schema
+from strategies.rounds.rules import check_schema
 
 SOME = [[0, 1, 4], ALL, [2, 3]]
 MERGED = ("cluster_fedavg", "fl_tac", "ifca")

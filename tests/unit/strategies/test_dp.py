@@ -16,7 +16,7 @@ from federations import ALL, EQUAL, MIXED, distance, setting
 from players import crew, first_round, opened, play, rounds
 from strategies.base import Method, State
 from strategies.registry import build
-from strategies.rules import draw_cohort
+from strategies.rounds.rules import draw_cohort
 
 QUIET = {"noise-multiplier": 1e-15, "clip": 1e6}
 

@@ -14,7 +14,7 @@ from federations import ALL, EQUAL, MIXED, believed, distance, of_rank, widest
 from players import Player, crew, play, rounds
 from strategies.base import Method, State
 from strategies.registry import STRATEGIES
-from strategies.rules import check_schema
+from strategies.rounds.rules import check_schema
 
 LOW = [0, 1, 5]  # ranks 2, 4, 2 of up to 16
 STAYING = ["hetlora", "rbla", "ffa", "fedsa"]

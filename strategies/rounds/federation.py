@@ -29,11 +29,11 @@ from atlas_flwr.results.record import (
 from atlas_flwr.types import Job, Update
 from atlas_flwr.wire import count_bytes, pack_job
 from strategies.base import Method, State
-from strategies.exchange import exchange, greet
-from strategies.gate import Gate
-from strategies.losses import check_losses
-from strategies.nodes import refreshed
-from strategies.rules import Limits, Observer, draw_cohort, phase_of
+from strategies.rounds.exchange import exchange, greet
+from strategies.rounds.gate import Gate
+from strategies.rounds.losses import check_losses
+from strategies.rounds.nodes import refreshed
+from strategies.rounds.rules import Limits, Observer, draw_cohort, phase_of
 
 HELLO_SECONDS = 120.0  # a client that is there answers at once; the first may load for a while
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from atlas_flwr.errors import RunFailed
 from atlas_flwr.results.record import ClientRow
-from strategies.rules import Limits
+from strategies.rounds.rules import Limits
 
 
 def check_losses(

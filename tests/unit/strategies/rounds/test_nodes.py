@@ -10,7 +10,7 @@ from flwr.app import Error, Message, RecordDict
 
 from atlas_flwr.engine.inline import InlineGrid
 from atlas_flwr.greeting import pack_hello
-from strategies.nodes import refreshed
+from strategies.rounds.nodes import refreshed
 
 
 class Nodes(InlineGrid):

@@ -19,9 +19,9 @@ from flwr.app import Message
 from atlas_flwr.errors import AtlasError, WireError
 from atlas_flwr.types import Job, Update
 from atlas_flwr.wire import count_bytes, read_update
-from strategies import norms
-from strategies.exchange import spooled, telling_line
-from strategies.firewall import admitted, most_rows
+from strategies.rounds import norms
+from strategies.rounds.exchange import spooled, telling_line
+from strategies.rounds.firewall import admitted, most_rows
 from strategies.state import Setting, State
 
 Most = Mapping[str, float]

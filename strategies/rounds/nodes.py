@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from atlas_flwr.errors import WireError
 from atlas_flwr.greeting import HELLO, read_hello
 from atlas_flwr.holding import Holding
-from strategies.exchange import exchange, greet
+from strategies.rounds.exchange import exchange, greet
 
 
 def refreshed(grid: Grid, nodes: Mapping[int, int], patience: float) -> dict[int, int]:

@@ -20,10 +20,10 @@ from atlas_flwr.types import Job, LoraFactors, ModelParts, Report, Update
 from atlas_flwr.wire import pack_update
 from federations import ALL, products, setting, size, widest
 from players import Player, crew, first_round
-from strategies import norms
 from strategies.base import Method, State
-from strategies.gate import Gate
 from strategies.registry import STRATEGIES
+from strategies.rounds import norms
+from strategies.rounds.gate import Gate
 from strategies.state import Rows
 
 Told = tuple[list[Job], list[Message]]

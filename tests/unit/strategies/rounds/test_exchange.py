@@ -15,8 +15,8 @@ from atlas_flwr.errors import AtlasError
 from atlas_flwr.greeting import pack_hello
 from atlas_flwr.seeding import rng_for
 from atlas_flwr.types import Job, LoraFactors, ModelParts, Report, Update
-from strategies.exchange import exchange, greet, telling_line
-from strategies.rules import check_schema, draw_cohort
+from strategies.rounds.exchange import exchange, greet, telling_line
+from strategies.rounds.rules import check_schema, draw_cohort
 
 app = ClientApp()
 

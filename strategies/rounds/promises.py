@@ -12,7 +12,7 @@ from atlas_flwr.payload import Promise
 from atlas_flwr.ranks.importance import IMPORTANCE
 from atlas_flwr.types import Job
 from atlas_flwr.wire import FINGERPRINT
-from strategies.norms import kind_of
+from strategies.rounds.norms import kind_of
 from strategies.state import Setting
 
 Promises = dict[str, dict[str, Promise]]

@@ -16,9 +16,9 @@ from federations import ALL, ROWS, widest
 from hostile import REJECTED, copied
 from players import PRINTED, Player, crew
 from strategies.base import Method, State
-from strategies.firewall import MOST_ROWS, admitted, most_rows
-from strategies.promises import promises
 from strategies.registry import STRATEGIES
+from strategies.rounds.firewall import MOST_ROWS, admitted, most_rows
+from strategies.rounds.promises import promises
 from strategies.state import Rows, Setting
 
 MOST = max(*ROWS, PRINTED)

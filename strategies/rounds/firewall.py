@@ -34,8 +34,8 @@ from atlas_flwr.wire import (
     read_facts,
     read_update,
 )
-from strategies.promises import Promises, print_asked, promises
-from strategies.rules import check_schema
+from strategies.rounds.promises import Promises, print_asked, promises
+from strategies.rounds.rules import check_schema
 from strategies.state import Setting
 
 MOST_ROWS = 10**9  # of a client whose rows nobody can count but itself

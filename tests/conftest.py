@@ -14,6 +14,15 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what needs a CUDA device where there is none, and say so."""
+    if item.get_closest_marker("gpu"):
+        import torch  # noqa: PLC0415 - not before the variables above are set
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def token_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Keep tokenised rows in the session's folder; programs that tests start inherit it."""

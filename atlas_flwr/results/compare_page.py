@@ -17,7 +17,7 @@ from atlas_flwr.results.seeds import (
     seeds_line,
 )
 from atlas_flwr.results.series import PALETTE, count, show_bytes, show_seconds
-from atlas_flwr.results.svg_parts import Series
+from atlas_flwr.results.svg.parts import Series
 from atlas_flwr.results.sweeps import against_eta
 
 if TYPE_CHECKING:

@@ -23,15 +23,15 @@ from atlas_flwr.results.series import (
 from atlas_flwr.results.shapes import Columns, HeatMap, LineFigure, Picture
 from atlas_flwr.results.steps import spread_figures
 from atlas_flwr.results.store import RunResult
-from atlas_flwr.results.svg import line_chart, mirror_chart, strip_chart
-from atlas_flwr.results.svg_maps import (
+from atlas_flwr.results.svg.draw import line_chart, mirror_chart, strip_chart
+from atlas_flwr.results.svg.maps import (
     columns_chart,
     heat_key,
     heat_map,
     kinds_key,
     scatter_chart,
 )
-from atlas_flwr.results.svg_parts import Series, legend_mark
+from atlas_flwr.results.svg.parts import Series, legend_mark
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from atlas_flwr.results.series import PALETTE, ROUNDING, pieces
 from atlas_flwr.results.shapes import LineFigure
-from atlas_flwr.results.svg_parts import Series
+from atlas_flwr.results.svg.parts import Series
 
 # Errors that are all smaller are drawn below a line of this height: alone they would fill the
 # picture with rounding.

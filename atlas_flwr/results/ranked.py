@@ -15,7 +15,7 @@ from atlas_flwr.results.found import MOST, by_group, tally
 from atlas_flwr.results.scatter import Scatter
 from atlas_flwr.results.series import PALETTE, count
 from atlas_flwr.results.shapes import Cells, Group, HeatMap, Scale
-from atlas_flwr.results.svg_parts import Series
+from atlas_flwr.results.svg.parts import Series
 
 if TYPE_CHECKING:
     from atlas_flwr.results.store import RunResult

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
-from atlas_flwr.results.svg_parts import Series, ticks
+from atlas_flwr.results.svg.parts import Series, ticks
 
 APART = 0.028  # of an axis: points that are nearer than that hide each other
 REACH = 6  # half such distances that a point is moved at most, along either axis

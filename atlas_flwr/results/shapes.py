@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from atlas_flwr.results.scatter import Scatter
-from atlas_flwr.results.svg_parts import Series
+from atlas_flwr.results.svg.parts import Series
 
 Cells = Sequence[Sequence[float | None]]
 FAINT = 0.14  # the weakest shade that is still seen

@@ -10,7 +10,7 @@ import numpy as np
 
 from atlas_flwr.results.series import PALETTE, client_accuracies, pieces, tasks_of, thinned
 from atlas_flwr.results.shapes import LineFigure
-from atlas_flwr.results.svg_parts import Series
+from atlas_flwr.results.svg.parts import Series
 
 if TYPE_CHECKING:
     from atlas_flwr.results.store import RunResult

@@ -11,7 +11,7 @@ import numpy as np
 from atlas_flwr.results.series import PALETTE, curve
 from atlas_flwr.results.shapes import LineFigure
 from atlas_flwr.results.store import RunResult
-from atlas_flwr.results.svg_parts import Series
+from atlas_flwr.results.svg.parts import Series
 
 # Where a run lies and what it is called is no difference between experiments.
 NOT_COMPARED = ("run.name", "run.out", "run.mirror", "run.trackers")

@@ -17,7 +17,7 @@ import nbformat
 import pytest
 
 from experiments.colab import TITLES
-from experiments.colab_results import COLUMNS
+from experiments.colab.results import COLUMNS
 from experiments.guided import ROUND_KEYS
 from fakes import tiny_model, tiny_task
 from guide import atlas_set

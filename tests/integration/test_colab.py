@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from atlas_flwr.errors import ResultError
 from experiments.colab import atlas_found, evidence, read_done, write_plots, write_summary
-from experiments.colab_results import COLUMNS
+from experiments.colab.results import COLUMNS
 from experiments.guided import ATLAS_SET
 from experiments.real_training import run_directory, run_quick_experiment
 from guide import atlas_set

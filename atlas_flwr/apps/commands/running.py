@@ -82,12 +82,12 @@ def suite(  # noqa: PLR0913, PLR0917 - options
 
     Example: atlas suite suite_glue --seeds 1..3 --jobs 2 --set data.root=/data/glue
     """
-    from atlas_flwr.apps.suite_file import load, suite_folder  # noqa: PLC0415
+    from atlas_flwr.apps.suites.file import load, suite_folder  # noqa: PLC0415
 
     items = [*(overrides or []), *([f"engine.kind={engine}"] if engine else [])]
     chosen = load(file, seeds=seeds, only=only or [], items=items, tuned=tune)
-    from atlas_flwr.apps.suite import run_suite  # noqa: PLC0415 - torch loads for seconds
-    from atlas_flwr.apps.suite_check import describe_suite  # noqa: PLC0415
+    from atlas_flwr.apps.suites.check import describe_suite  # noqa: PLC0415
+    from atlas_flwr.apps.suites.run import run_suite  # noqa: PLC0415 - torch loads for seconds
 
     folder = suite_folder(chosen, out)
     if check:

@@ -45,9 +45,9 @@ def table(
 
     Example: atlas table runs/glue --baseline fedavg --target 0.7 --format latex --out glue.tex
     """
-    from atlas_flwr.results import suite_formats as formats  # noqa: PLC0415 - pandas
-    from atlas_flwr.results.suite_rows import chosen, read_suites  # noqa: PLC0415
-    from atlas_flwr.results.suite_stats import analyse  # noqa: PLC0415
+    from atlas_flwr.results.suites import formats  # noqa: PLC0415 - pandas
+    from atlas_flwr.results.suites.compared import analyse  # noqa: PLC0415
+    from atlas_flwr.results.suites.rows import chosen, read_suites  # noqa: PLC0415
 
     runs = chosen(read_suites(suites), setting or [], only or [])
     found = analyse(runs, metric, baseline, target)
@@ -88,9 +88,9 @@ def plot(
 
     Example: atlas plot runs/glue --out figures --baseline fedavg --format pdf
     """
-    from atlas_flwr.results.suite_plots import Sheet, write_suite_plots  # noqa: PLC0415
-    from atlas_flwr.results.suite_rows import chosen, read_suites  # noqa: PLC0415 - pandas
-    from atlas_flwr.results.suite_stats import analyse  # noqa: PLC0415
+    from atlas_flwr.results.suites.compared import analyse  # noqa: PLC0415
+    from atlas_flwr.results.suites.plots import Sheet, write_suite_plots  # noqa: PLC0415
+    from atlas_flwr.results.suites.rows import chosen, read_suites  # noqa: PLC0415 - pandas
 
     runs = chosen(read_suites(suites), setting or [], only or [])
     found = analyse(runs, metric, baseline)

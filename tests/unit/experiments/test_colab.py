@@ -9,7 +9,7 @@ import pytest
 
 from atlas_flwr.errors import ConfigError, ResultError
 from experiments.colab import GpuLog, Session, download, progress, zip_results
-from experiments.colab_results import mean_of
+from experiments.colab.results import mean_of
 
 
 def test_a_session_counts_down_and_never_says_none() -> None:

@@ -16,7 +16,7 @@ from atlas_flwr.results.plots_maps import draw_heat_map
 from atlas_flwr.results.ranked import importance_map, memory_scatter, rank_map, short_names
 from atlas_flwr.results.report import write_report
 from atlas_flwr.results.shapes import FAINT, Group, Scale
-from atlas_flwr.results.svg_maps import heat_key
+from atlas_flwr.results.svg.maps import heat_key
 
 SVG = "{http://www.w3.org/2000/svg}"
 KINDS = ("query", "key", "attention.output.dense", "output.dense")

@@ -21,8 +21,8 @@ from atlas_flwr.results.plots_lines import draw_lines
 from atlas_flwr.results.record import Measured
 from atlas_flwr.results.report import merge_table, write_report
 from atlas_flwr.results.series import ROUNDING, show_error
-from atlas_flwr.results.svg import BOTTOM, TOP
-from atlas_flwr.results.svg_parts import HEIGHT
+from atlas_flwr.results.svg.draw import BOTTOM, TOP
+from atlas_flwr.results.svg.parts import HEIGHT
 
 MEASURES = ("aggregation_error", "truncation_error", "compression_error", "effective_rank")
 NOTHING = dict.fromkeys(MEASURES)

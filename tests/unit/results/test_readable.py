@@ -14,9 +14,9 @@ from atlas_flwr.results.plots_maps import draw_columns, draw_heat_map, draw_scat
 from atlas_flwr.results.scatter import APART, Scatter
 from atlas_flwr.results.series import HEAT, HEAT_DARK
 from atlas_flwr.results.shapes import FAINT, STRONG, Columns, Dot, Group, HeatMap, Scale
-from atlas_flwr.results.svg import line_chart
-from atlas_flwr.results.svg_maps import heat_key
-from atlas_flwr.results.svg_parts import Series
+from atlas_flwr.results.svg.draw import line_chart
+from atlas_flwr.results.svg.maps import heat_key
+from atlas_flwr.results.svg.parts import Series
 
 
 def square(values, **more):

@@ -117,7 +117,7 @@ def test_hedges_factor_is_the_known_one() -> None:
 
 
 def test_holm_is_statsmodels() -> None:
-    # statsmodels 0.14 multipletests(p, method="holm"), and R's p.adjust.
+    # statsmodels 0.15.0 multipletests(p, method="holm"), and R's p.adjust.
     raw = [0.01, 0.02, 0.03, 0.04, 0.05]
     assert holm(raw) == pytest.approx([0.05, 0.08, 0.09, 0.09, 0.09])
     raw = [0.03, 0.001, 0.8, 0.012, 0.5, 0.04]

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from atlas_flwr.apps.suite_file import read_seeds
-from atlas_flwr.apps.suite_view import Pace, SuiteView, work_of
+from atlas_flwr.apps.suites.file import read_seeds
+from atlas_flwr.apps.suites.view import Pace, SuiteView, work_of
 from atlas_flwr.config.load import parse_config
 from atlas_flwr.config.suite_cells import Cell
 from atlas_flwr.errors import ConfigError

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from atlas_flwr.results.scatter import Scatter
 from atlas_flwr.results.series import PALETTE
 from atlas_flwr.results.shapes import Columns, Group, HeatMap, starts
-from atlas_flwr.results.svg_parts import WIDTH, Series, decimals, mark, marker, tag, ticks, wrap
+from atlas_flwr.results.svg.parts import WIDTH, Series, decimals, mark, marker, tag, ticks, wrap
 
 CHAR = 6.4  # width of a character of the charts' text
 LEAST, MOST = 15.0, 40.0  # width of a cell

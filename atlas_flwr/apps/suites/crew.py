@@ -197,7 +197,7 @@ class Children:
         before = events.stat().st_size if going_on and events.exists() else 0
         with signals_wait(), Path(f"{base}.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "atlas_flwr.apps.suite_child", json.dumps(told)],
+                [sys.executable, "-P", "-m", "atlas_flwr.apps.suites.child", json.dumps(told)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -10,7 +10,7 @@ from typing import Any
 from atlas_flwr.results.series import client_accuracies
 from atlas_flwr.results.shapes import Group, HeatMap, Scale
 from atlas_flwr.results.store import RunResult
-from atlas_flwr.results.suite_rows import MB, SuiteRun
+from atlas_flwr.results.suites.rows import MB, SuiteRun
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,16 @@ Everything is read back from the JSON files and run directories; nothing is trai
 
 from __future__ import annotations
 
-from experiments.colab_evidence import evidence
-from experiments.colab_plots import write_plots
-from experiments.colab_results import (
+from experiments.colab.evidence import evidence
+from experiments.colab.plots import write_plots
+from experiments.colab.results import (
     TITLES,
     atlas_found,
     progress,
     read_done,
     write_summary,
 )
-from experiments.colab_session import GpuLog, Session, download, plain_errors, zip_results
+from experiments.colab.session import GpuLog, Session, download, plain_errors, zip_results
 
 __all__ = [
     "TITLES",

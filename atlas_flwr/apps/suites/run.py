@@ -9,10 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from atlas_flwr.apps.suite_check import check_suite
-from atlas_flwr.apps.suite_crew import Children, Crew, Ended, InProcess
-from atlas_flwr.apps.suite_files import Pair, Score, SuiteFiles, choose, claimed
-from atlas_flwr.apps.suite_folders import (
+from atlas_flwr.apps.suites.check import check_suite
+from atlas_flwr.apps.suites.crew import Children, Crew, Ended, InProcess
+from atlas_flwr.apps.suites.files import Pair, Score, SuiteFiles, choose, claimed
+from atlas_flwr.apps.suites.folders import (
     difference,
     in_order,
     is_finished,
@@ -20,13 +20,13 @@ from atlas_flwr.apps.suite_folders import (
     status,
     stopped_run,
 )
-from atlas_flwr.apps.suite_view import SuiteView
+from atlas_flwr.apps.suites.view import SuiteView
 from atlas_flwr.config.suite_cells import Cell, Suite
 from atlas_flwr.engine.launch_signals import signals_raise
 from atlas_flwr.errors import RunFailed, RunStopped
 from atlas_flwr.results.series import show, show_seconds
 from atlas_flwr.results.store import read_run
-from atlas_flwr.results.suite_table import suite_table
+from atlas_flwr.results.suites.table import suite_table
 
 __all__ = ["choose", "run_suite"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from atlas_flwr.apps.suite import choose
-from atlas_flwr.apps.suite_folders import set_aside
+from atlas_flwr.apps.suites.folders import set_aside
+from atlas_flwr.apps.suites.run import choose
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ from atlas_flwr.errors import ResultError
 from atlas_flwr.results.plots import STYLE, layout
 from atlas_flwr.results.plots_lines import caption
 from atlas_flwr.results.plots_maps import draw_heat_map, size_of
-from atlas_flwr.results.suite_curves import bands, client_map
-from atlas_flwr.results.suite_draw import (
+from atlas_flwr.results.suites.compared import TARGETS, Analysis
+from atlas_flwr.results.suites.curves import bands, client_map
+from atlas_flwr.results.suites.draw import (
     AXES,
     curve_size,
     draw_curves,
@@ -28,8 +29,7 @@ from atlas_flwr.results.suite_draw import (
     draw_front,
     row_size,
 )
-from atlas_flwr.results.suite_rows import SuiteRun, words
-from atlas_flwr.results.suite_stats import TARGETS, Analysis
+from atlas_flwr.results.suites.rows import SuiteRun, words
 from atlas_flwr.results.writing import atomic_write
 
 Form = Literal["png", "pdf", "svg"]

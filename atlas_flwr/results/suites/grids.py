@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from atlas_flwr.results.series import show
 from atlas_flwr.results.stats import Paired
-from atlas_flwr.results.suite_rows import MB, less_is_better, unit_of, words
-from atlas_flwr.results.suite_stats import Analysis, Line
+from atlas_flwr.results.suites.compared import Analysis, Line
+from atlas_flwr.results.suites.rows import MB, less_is_better, unit_of, words
 
 ABSENT = "–"
 MINUS = "−"

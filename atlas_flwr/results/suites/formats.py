@@ -12,8 +12,8 @@ import rich.table
 import rich.text
 from rich.console import Console, Group, RenderableType
 
-from atlas_flwr.results.suite_grids import Grid, Text, grids
-from atlas_flwr.results.suite_stats import Analysis, Line
+from atlas_flwr.results.suites.compared import Analysis, Line
+from atlas_flwr.results.suites.grids import Grid, Text, grids
 
 _LATEX = {
     "\\": r"\textbackslash{}",

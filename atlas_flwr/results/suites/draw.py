@@ -13,9 +13,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from atlas_flwr.results.plots_lines import DASHES, caption, shown_label
 from atlas_flwr.results.plots_maps import INK, MARKERS, QUIET
 from atlas_flwr.results.series import PALETTE
-from atlas_flwr.results.suite_curves import Band
-from atlas_flwr.results.suite_rows import MB, less_is_better, unit_of, words
-from atlas_flwr.results.suite_stats import Analysis, Line
+from atlas_flwr.results.suites.compared import Analysis, Line
+from atlas_flwr.results.suites.curves import Band
+from atlas_flwr.results.suites.rows import MB, less_is_better, unit_of, words
 
 TOGETHER = 7  # curves that one pair of axes can hold; more get a panel each
 COLUMNS = 4

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from atlas_flwr.apps.catalogue import plain_table
 from atlas_flwr.apps.prepare import check_names
-from atlas_flwr.apps.suite_folders import is_finished, status
+from atlas_flwr.apps.suites.folders import is_finished, status
 from atlas_flwr.config.suite_cells import Cell, Suite
 from atlas_flwr.errors import ConfigError
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from atlas_flwr.errors import ResultError
 from atlas_flwr.results.stats import Paired, holm, paired
-from atlas_flwr.results.suite_rows import SuiteRun, check_metric, check_name, less_is_better
+from atlas_flwr.results.suites.rows import SuiteRun, check_metric, check_name, less_is_better
 
 Test = Literal["t", "wilcoxon"]
 TARGETS = {

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from atlas_flwr.results.store import RunResult
-from atlas_flwr.results.suite_table import largest, spread, suite_csv, suite_row, suite_table
+from atlas_flwr.results.suites.table import largest, spread, suite_csv, suite_row, suite_table
 
 
 def result(accuracy: float | None, seed: int, last: dict[str, Any], task: str = "a") -> RunResult:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atlas_flwr.results.svg import line_chart, strip_chart
-from atlas_flwr.results.svg_parts import HEIGHT, WIDTH, Series, ticks
+from atlas_flwr.results.svg.draw import line_chart, strip_chart
+from atlas_flwr.results.svg.parts import HEIGHT, WIDTH, Series, ticks
 
 values = st.floats(-1e6, 1e6, allow_nan=False).map(lambda v: round(v, 4))
 

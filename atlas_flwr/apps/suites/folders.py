@@ -16,7 +16,7 @@ from atlas_flwr.config.suite import flatten
 from atlas_flwr.config.suite_cells import Suite
 from atlas_flwr.errors import ConfigError, ResultError
 from atlas_flwr.results.store import read_run
-from atlas_flwr.results.suite_table import Row, suite_row
+from atlas_flwr.results.suites.table import Row, suite_row
 
 # Where a run lies, when it stops for a while and how many clients run at a time changes none of
 # its numbers.

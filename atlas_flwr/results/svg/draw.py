@@ -12,7 +12,7 @@ from html import escape
 from itertools import pairwise
 from typing import Any
 
-from atlas_flwr.results.svg_parts import (
+from atlas_flwr.results.svg.parts import (
     HEIGHT,
     WIDTH,
     Series,

@@ -38,7 +38,7 @@ def _run(told: dict[str, Any]) -> str | None:
     from atlas_flwr.apps import guard  # noqa: F401, PLC0415 - checks
     from atlas_flwr.apps.resume import find_run  # noqa: PLC0415
     from atlas_flwr.apps.run import run_experiment  # noqa: PLC0415 - torch loads for seconds
-    from atlas_flwr.apps.suite_crew import run_told  # noqa: PLC0415
+    from atlas_flwr.apps.suites.crew import run_told  # noqa: PLC0415
     from atlas_flwr.config.load import load_config  # noqa: PLC0415
 
     config = load_config(Path(told["config"]))

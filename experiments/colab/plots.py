@@ -18,7 +18,7 @@ from atlas_flwr.results.plots import STYLE, layout, save
 from atlas_flwr.results.plots_lines import shown_label
 from atlas_flwr.results.plots_maps import MARKERS, QUIET
 from atlas_flwr.results.series import PALETTE, curve, tasks_of
-from experiments.colab_results import Done, mean_of, value_of
+from experiments.colab.results import Done, mean_of, value_of
 
 
 def write_plots(done: Sequence[Done], out: str | Path = "results") -> list[Path]:

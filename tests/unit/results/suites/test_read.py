@@ -17,13 +17,13 @@ from scipy import stats
 
 from atlas_flwr.errors import ResultError
 from atlas_flwr.results.store import RunResult
-from atlas_flwr.results.suite_curves import bands, client_map
-from atlas_flwr.results.suite_draw import pareto
-from atlas_flwr.results.suite_formats import escape, to_csv, to_latex, to_markdown, to_rich
-from atlas_flwr.results.suite_plots import Sheet, write_suite_plots
-from atlas_flwr.results.suite_rows import SuiteRun, chosen, metrics_of, read_suites
-from atlas_flwr.results.suite_stats import analyse
-from atlas_flwr.results.suite_table import suite_csv, suite_row
+from atlas_flwr.results.suites.compared import analyse
+from atlas_flwr.results.suites.curves import bands, client_map
+from atlas_flwr.results.suites.draw import pareto
+from atlas_flwr.results.suites.formats import escape, to_csv, to_latex, to_markdown, to_rich
+from atlas_flwr.results.suites.plots import Sheet, write_suite_plots
+from atlas_flwr.results.suites.rows import SuiteRun, chosen, metrics_of, read_suites
+from atlas_flwr.results.suites.table import suite_csv, suite_row
 
 ACCURACIES = {
     ("iid", "fedavg"): [0.70, 0.72, 0.74, 0.71],

@@ -78,8 +78,8 @@ def configuration() -> str:
 def options() -> str:
     """Return one table for each set of options, with the strategies that have it."""
     sets: dict[type[BaseModel], list[str]] = {}
-    for name, method in STRATEGIES.items():
-        sets.setdefault(method.options_type, []).append(name)
+    for name in FACTS:
+        sets.setdefault(STRATEGIES[name].options_type, []).append(name)
     parts = []
     for model, names in sets.items():
         if not model.model_fields:
@@ -95,8 +95,8 @@ def strategies() -> str:
     """Return the table of all strategies."""
     head = ("name", "what it does", "exact", "ranks", "models", "heads", "up", "down", "paper")
     rows = []
-    for name, method in STRATEGIES.items():
-        facts = FACTS[name]
+    for name, facts in FACTS.items():  # ours, whatever other packages bring
+        method = STRATEGIES[name]
         paper = f"[{facts.paper}]({facts.url})" if facts.url else facts.paper or "–"
         shared = (facts.exact, ranks(method), facts.models, method.head or "any")
         rows.append((f"`{name}`", _cell(method.summary), *shared, facts.up, facts.down, paper))

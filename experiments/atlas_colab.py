@@ -253,7 +253,7 @@ progress()
 
 # %% [markdown]
 # ## 7. Compare
-# Accuracy in the table is that of the full validation sets, after the last round. One seed is a
+# Accuracy in the table is that of the whole evaluation sets, after the last round. One seed is a
 # first look and no evidence: methods that lie two points apart can change places with the seed.
 
 # %%
@@ -275,7 +275,7 @@ for picture in atlas_found():
 # %% [markdown]
 # ## 9. Verify that this is real
 # Each exported model is opened with plain `transformers` and `peft`, not with this code base. Its
-# loss on the task's whole validation set is computed again with `torch`'s cross-entropy, its change
+# loss on the task's whole evaluation set is computed again with `torch`'s cross-entropy, its change
 # from the start is measured, and the bytes sent are set beside the size of its tensors.
 
 # %%

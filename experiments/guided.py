@@ -80,7 +80,7 @@ def sections_of(
     several = not (full or isinstance(ranks, int))
     sections: dict[str, dict[str, Any]] = {
         "run": {"name": name, "clients": clients},
-        "model": {"name": model, "adaptation": "full" if full else "lora"},
+        "model": {"name": str(model), "adaptation": "full" if full else "lora"},
         "data": {"tasks": [tasks] if isinstance(tasks, str) else list(tasks)},
         "strategy": {"name": "fedavg" if full else "flexlora" if several else "fedit"},
         "train": {},
@@ -102,7 +102,8 @@ def fill(
 ) -> None:
     """Put how clients train, where, and the method over the sections' own; None keeps those."""
     sections["train"] = {"batch-size": batch, "local-epochs": epochs}
-    sections["engine"] = {"kind": engine, "device": device}
+    # A torch.device is a device's name too.
+    sections["engine"] = {"kind": engine, "device": None if device is None else str(device)}
     if strategy is not None:
         sections["strategy"]["name"] = strategy
     sections["strategy"]["options"] = dict(options or {})
@@ -257,7 +258,7 @@ class RoundLines:
                 print(f"  {who}{event['text']}", flush=True)
             case "final":
                 scores = f"Accuracy: {_number(event['accuracy'])}, Loss: {_number(event['loss'])}"
-                print(f"[DONE] Full validation sets: {scores}", flush=True)
+                print(f"[DONE] Whole evaluation sets: {scores}", flush=True)
 
 
 def round_line(record: Mapping[str, Any]) -> str:

@@ -105,7 +105,7 @@ def run_quick_experiment(  # noqa: PLR0913 - the guide's names, and what its exp
     Returns:
         ``experiment_name, model_name, task_name, num_rounds, num_clients, use_lora, lora_rank,
         total_time_minutes, final_accuracy, final_loss, round_results``. Final numbers are of the
-        full validation sets, those of ``round_results`` of the clients' own slices; several tasks
+        whole evaluation sets, those of ``round_results`` of the clients' own slices; several tasks
         are one name joined by "+"; ``lora_rank`` is None without LoRA. Memory (MB = 10⁶ bytes) is
         the highest peak a client measured, bytes are those of the messages, up and down.
 
@@ -119,19 +119,22 @@ def run_quick_experiment(  # noqa: PLR0913 - the guide's names, and what its exp
     sections = sections_of(experiment_name, model_name, task_name, chosen.clients, ranks)
     sections["run"] |= {"rounds": chosen.rounds, "stop-after": stop_after}
     sections["run"]["mirror"] = str(mirror) if mirror else None
-    sections["data"]["samples-per-client"] = max_samples or chosen.samples
-    batch = batch_size or chosen.batch or (16 if use_lora else 8)
+    samples = chosen.samples if max_samples is None else max_samples
+    sections["data"]["samples-per-client"] = samples
+    batch = (chosen.batch or (16 if use_lora else 8)) if batch_size is None else batch_size
     fill(sections, batch, local_epochs, engine, device, strategy, options)
     config = experiment(sections, str(run_directory(experiment_name, out)), overrides)
     say_device(device_of(config))
     result = _result(experiment_name, config, run_or_go_on(config, resume=resume))
-    atomic_write(Path(out) / f"{experiment_name}.json", to_json(result, indent=2) + "\n")
+    file = Path(out).expanduser() / f"{experiment_name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(file, to_json(result, indent=2) + "\n")
     return result
 
 
 def run_directory(experiment_name: str, out: str | Path = "results") -> Path:
     """Return where `run_quick_experiment` keeps a run of that name."""
-    return Path(out) / "runs" / experiment_name
+    return Path(out).expanduser() / "runs" / experiment_name
 
 
 class RealFederatedTrainer:
@@ -183,7 +186,8 @@ class RealFederatedTrainer:
     ) -> None:
         how = "full" if self._ranks is None else "lora"
         words = [Path(model_name).name, *([task_name] if isinstance(task_name, str) else task_name)]
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([*words, how])).strip("-._")[:64]
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([*words, how])).lstrip("-._")[:64]
+        name = name.rstrip("-._")  # last: what is cut off may leave a dot at the end
         self._sections = sections_of(name, model_name, task_name, num_clients, self._ranks)
         self._sections["data"]["samples-per-client"] = max_samples
         fill(self._sections, batch_size, local_epochs, engine, device, strategy, options)

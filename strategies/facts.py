@@ -3,6 +3,7 @@
 Which ranks a method takes, its head and its options are attributes of its class; what no attribute
 tells is below. C is the client's own adapter in bytes, m the number of clients, M that of models,
 r a rank, d a density. "Down" is one delivery: a model travels again to be scored.
+Strategies that other packages bring need no row here (`strategies.plugins`).
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ FACTS: dict[str, Facts] = {
     "fedadam": Facts("weights", "one", "C", "C", "Reddi et al. 2021", _arxiv("2003.00295")),
     "fedit": Facts("no", "one", "C", "C", "Zhang et al. 2024", _arxiv("2305.05644")),
     "hetlora": Facts("no", "one", "C", "C", "Cho et al. 2024", _arxiv("2401.06432")),
-    "rbla": Facts("no", "one", "C", "C", "RBLA 2024", _arxiv("2408.08699")),
-    "raflora": Facts("no", "one", "C", "C", "raFLoRA 2026", _arxiv("2602.13486")),
+    "rbla": Facts("no", "one", "C", "C", "Chen et al. 2024", _arxiv("2408.08699")),
+    "raflora": Facts("no", "one", "C", "C", "Wu et al. 2026", _arxiv("2602.13486")),
     "flora": Facts("yes", "one", "C", "ΣC", "Wang et al. 2024", _arxiv("2409.05976")),
     "flexlora": Facts("at the server", "one", "C", "C", "Bai et al. 2024", _arxiv("2402.11505")),
     "fedex": Facts(

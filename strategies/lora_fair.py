@@ -41,7 +41,7 @@ class _Corrected:
 
 
 class LoraFair(EqualRankRule):
-    """``min ‖P* − s (B̄ + ΔB) Ā‖_F² + λ‖ΔB‖_F²`` over ΔB, in closed form (Bian et al., ICCV 2025).
+    """``min ‖P*/s − (B̄ + ΔB) Ā‖_F² + λ‖ΔB‖_F²`` over ΔB, in closed form (Bian et al., ICCV 2025).
 
     The paper minimises a cosine similarity by gradient steps [unverified: its text could not be
     read]; the Frobenius form has this closed form, in factors alone. What lies outside Ā's rows is

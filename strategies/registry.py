@@ -1,4 +1,4 @@
-"""The table of methods: a name, a class."""
+"""The table of methods: a name, a class; what other packages bring is added to it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from atlas_flwr.errors import ConfigError, did_you_mean
+from strategies import plugins
 from strategies.atlas import Atlas, AtlasClusterMean, AtlasNoLaplacian, AtlasUniformRank
 from strategies.base import Method, Options, Setting
 from strategies.centralised import Centralised
@@ -80,8 +81,11 @@ def parse_options(name: str, options: dict[str, Any]) -> Options:
     """Check a strategy's name and options.
 
     Raises:
-        ConfigError: The name is unknown, or an option is unknown or out of range.
+        ConfigError: The name is unknown or that of a package's strategy that can't be used, or an
+            option is unknown or out of range.
     """
+    if name in REFUSED:
+        raise ConfigError(f"strategy.name: {REFUSED[name]}")
     method = STRATEGIES.get(name)
     if method is None:
         raise ConfigError(
@@ -124,3 +128,8 @@ def _one_line(name: str, method: type[Method], error: ValidationError) -> str:
         options = f"its options: {', '.join(known)}" if known else "it has no options"
         return f"{path}: '{name}' has no such option{did_you_mean(key, known)}; {options}"
     return f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+
+
+# At the end: a package's module may import this one.
+REFUSED = plugins.add_to(STRATEGIES)
+"""Names that installed packages offer and that can't be used, and why, in one line."""

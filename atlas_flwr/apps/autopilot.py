@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -140,8 +141,12 @@ def measured_apart(config: Config) -> dict[str, Any]:
     if done.returncode:
         said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
         raise RunFailed(_broke(said))
-    measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return measured
+    for line in reversed(done.stdout.splitlines()):  # libraries print at their end, too
+        if line.startswith("{"):
+            with contextlib.suppress(ValueError):
+                measured: dict[str, Any] = json.loads(line)
+                return measured
+    raise RunFailed(_broke("it told nothing"))
 
 
 def _broke(why: str) -> str:

@@ -79,7 +79,8 @@ def measure(config: Config) -> dict[str, Any]:
     rows = _longest(site.train_table.lengths, site.train_rows, wanted)
     _step(site, rows[:1], 1)
     one = process_bytes(device)
-    micro = _step(site, rows, config.engine.micro_batch or wanted)
+    asked = min(wanted, config.engine.micro_batch or wanted)
+    micro = _step(site, rows, asked)
     _score(site)
     peak = max(process_bytes(device), one) + _gradients(config, loaded.backbone.shapes)
     row = max(0, peak - one) / max(1, micro - 1)
@@ -88,7 +89,7 @@ def measure(config: Config) -> dict[str, Any]:
         "partition": partition,
         "rank": rank,
         "device": str(device.type),
-        "batch": wanted,
+        "batch": asked,
         "measured_batch": micro,
         "peak_mb": peak / MB,
         "base_mb": max(0.0, one - row) / MB,

@@ -13,7 +13,7 @@ from atlas_flwr.config.load import load_config
 from atlas_flwr.data.tasks import TASKS
 from atlas_flwr.errors import ConfigError, did_you_mean
 from atlas_flwr.models.catalog import MODELS
-from strategies.registry import STRATEGIES
+from strategies.registry import REFUSED, STRATEGIES
 
 
 def shipped_experiments() -> dict[str, Path]:
@@ -50,6 +50,8 @@ def describe_catalogue() -> RenderableType:
         options = ", ".join(f"{field.alias} ({field.default})" for _, field in fields)
         ranks = "mixed" if method.mixed_ranks else "one"
         strategies.add_row(name, method.summary, ranks, options or "none")
+    for name, why in REFUSED.items():
+        strategies.add_row(name, f"refused: {why}", "–", "–")
     tasks = plain_table("Tasks", "name", "text columns", "labels", "where from")
     for name, spec in TASKS.items():
         source = f"PyPI: {spec.package}" if spec.package else f"hub: {'/'.join(spec.hub or ())}"

@@ -15,7 +15,7 @@ from atlas_flwr.config.load import dump_config
 from atlas_flwr.config.schema import Config
 from atlas_flwr.engine.checkpoint import Commit
 from atlas_flwr.engine.files import passed
-from atlas_flwr.results.events import append_event
+from atlas_flwr.results.events import append_event, cut_events
 from atlas_flwr.results.provenance import provenance
 from atlas_flwr.results.ranked import ranks_line
 from atlas_flwr.results.record import (
@@ -72,6 +72,7 @@ class Recorder:
         self.rounds: list[RoundRecord | Mapping[str, Any]] = [*self._writer.rounds_so_far()]
         self._rows: list[ClientRow] = self._writer.rows_so_far()
         self._keeper = Keeper(config, out)
+        cut_events(out / EVENTS)
         self.tell(
             "start",
             experiment=config.run.name,

@@ -24,7 +24,7 @@ from atlas_flwr.engine.launch import EngineOutcome, run_on_ray
 from atlas_flwr.engine.launch_signals import signals_raise, who_stopped
 from atlas_flwr.engine.lock import CLAIM, LOCK, held
 from atlas_flwr.errors import ConfigError, RunFailed, RunStopped, UserError
-from atlas_flwr.results.events import append_event, follow_events
+from atlas_flwr.results.events import append_event, cut_events, follow_events
 from atlas_flwr.results.record import Status
 from atlas_flwr.results.store import prepare as prepare_out
 
@@ -206,7 +206,7 @@ def _closing(config: Config, out: Path, engine: str) -> Iterator[None]:
 @contextmanager
 def _following(path: Path, watch: Watcher) -> Iterator[None]:
     """Pass on the events of another process while the block runs, but for those of before."""
-    done, before = threading.Event(), path.stat().st_size if path.exists() else 0
+    done, before = threading.Event(), cut_events(path)
 
     def follow() -> None:
         for event in follow_events(path, done.is_set, position=before):

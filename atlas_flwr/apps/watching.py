@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from atlas_flwr.engine.lock import CLAIM, LOCK
+from atlas_flwr.errors import ResultError
 from atlas_flwr.results.console import round_line
 from atlas_flwr.results.watch import EXITS, Seen, look, runs_in
 from atlas_flwr.results.watch_view import doing, lines, panel
@@ -34,7 +35,7 @@ def watch(console: Console, folder: Path, once: bool = False, interval: float = 
     Raises:
         ResultError: There is no run.
     """
-    runs_in(folder)
+    _look(folder)
     try:
         if once or not console.is_terminal or console.is_dumb_terminal:
             return _plain(console, folder, once, interval)
@@ -54,7 +55,7 @@ def _until_ended(
     """Look and show until every run has ended or nobody writes; return the exit code."""
     idle = 0
     while True:
-        runs = [look(run) for run in runs_in(folder)]
+        runs = _look(folder)
         show(runs)
         going = [seen for seen in runs if seen.status is None]
         written = [writes(seen.folder) for seen in going]
@@ -66,6 +67,25 @@ def _until_ended(
             codes = {EXITS.get(seen.status or "", 0 if once else STOPPED) for seen in runs}
             return next((code for code in (1, STOPPED) if code in codes), 0)
         time.sleep(interval)
+
+
+def _look(folder: Path) -> list[Seen]:
+    """Look at every run of a folder that is still there; a suite that has just begun has none."""
+    found = []
+    try:
+        runs = runs_in(folder)
+    except ResultError:
+        if not held(folder / SUITE_LOCK):
+            raise
+        runs = []
+    for run in runs:
+        try:
+            found.append(look(run))
+        except ResultError:
+            # A suite renames what it runs again.
+            if run == folder or (run / "config.toml").is_file():
+                raise
+    return found
 
 
 def writes(folder: Path) -> bool | None:
@@ -99,8 +119,8 @@ def _plain(console: Console, folder: Path, once: bool, interval: float) -> int:
     if once:
         return _until_ended(folder, 0.0, lambda r: console.print(_view(console, folder, r)), once)
     code = _until_ended(folder, interval, _Lines(console, folder))
-    for run in runs_in(folder):
-        if (seen := look(run)).status is None:
+    for seen in _look(folder):
+        if seen.status is None:
             console.print(Text(f"{seen.name}  {doing(seen, False)}"), soft_wrap=True)
     return code
 

@@ -107,10 +107,10 @@ def plan(need: Need, room: Room, clients: int, margin: float = MARGIN) -> Plan:
             "model.max-length, choose a smaller model, end what else runs there, or set "
             "engine.device = 'cpu'"
         )
-    limits = {"memory of the GPU": _whole(budget, peak) * room.gpus, "CPU cores": room.cpus}
+    limits = {"clients": clients, "memory of the GPU": _whole(budget, peak) * room.gpus}
+    limits["CPU cores"] = room.cpus
     if need.host_mb and room.host_mb:
         limits["main memory"] = _whole(room.host_mb * (1 - margin), need.host_mb)
-    limits["clients"] = clients
     workers = max(1, min(limits.values()))
     per_gpu = math.ceil(workers / room.gpus)
     by = next(name for name, most in limits.items() if most <= workers)

@@ -172,7 +172,7 @@ def _seeds_table(groups: Sequence[seeds.Group]) -> rich.table.Table:
     for name in ("n", "accuracy", "worst client", "loss"):
         table.add_column(name, justify="right", no_wrap=True)
     for group in groups:
-        scores = (seeds.mean_and_deviation(group.finals(key)) for key in _SCORES)
+        scores = (group.score(key) for key in _SCORES)
         table.add_row(Text(group.name), str(group.size), *scores)
     return table
 
@@ -228,8 +228,10 @@ def _csv(found: Comparison) -> str:
 
 def _png(found: Comparison, path: Path) -> None:
     count = len(found.panels)
+    lines = max(len(seeds.groups_of(panel.runs)) for panel in found.panels)
+    height = max(4.2, 1.0 + 0.25 * lines)  # inches; the legend has a row for each line
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.0, 4.2 * count), layout=layout())
+        figure = Figure(figsize=(8.0, height * count), layout=layout())
         FigureCanvasAgg(figure)
         for index, panel in enumerate(found.panels):
             _draw(figure.add_subplot(count, 1, index + 1), panel)

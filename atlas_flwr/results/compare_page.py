@@ -12,7 +12,6 @@ from atlas_flwr.results.report import Table, render
 from atlas_flwr.results.seeds import (
     Group,
     groups_of,
-    mean_and_deviation,
     more_than_strategy,
     seeds_line,
 )
@@ -68,6 +67,10 @@ def _differences(panel: Panel, groups: Sequence[Group]) -> list[list[str]]:
 def _text(panel: Panel, groups: Sequence[Group]) -> str:
     words = ["Final accuracy: mean over tasks on their whole evaluation sets.", ERROR]
     words.append(seeds_line(groups))
+    if lost := [group.title for group in groups if not group.line("accuracy")]:
+        words.append(
+            f"No round has an accuracy of every run: not in the curves: {', '.join(lost)}."
+        )
     if other := more_than_strategy(list(panel.runs.values())):
         words.append(
             "These runs differ in more than the strategy, so it is not the only cause of what is "
@@ -84,7 +87,7 @@ def _group_row(group: Group) -> list[str]:
     return [
         group.name,
         str(group.size),
-        *(mean_and_deviation(group.finals(key)) for key in scores),
+        *(group.score(key) for key in scores),
         show_bytes(sum(moved) / len(runs)),
         show_seconds(sum(seconds) / len(runs)),
     ]

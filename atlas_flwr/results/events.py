@@ -70,6 +70,20 @@ def append_event(path: Path, event: Mapping[str, Any]) -> None:
         os.close(descriptor)
 
 
+def cut_events(path: Path) -> int:
+    """Drop a last line without its end, which a full disk or a dead machine leaves behind.
+
+    Called before a session adds its first line, which would else stand behind half a line and
+    could not be read. Returns the bytes that are left.
+    """
+    if not path.exists():
+        return 0
+    with path.open("rb+") as file:
+        end = file.read().rfind(b"\n") + 1
+        file.truncate(end)
+    return end
+
+
 def follow_events(
     path: Path, stop: Callable[[], bool], interval: float = 0.1, position: int = 0
 ) -> Iterator[dict[str, Any]]:

@@ -37,10 +37,10 @@ p{margin:0 0 12px;max-width:68ch}
 .quiet,figcaption,caption{color:var(--quiet);font-size:14px}
 .kicker{font-size:13px;letter-spacing:.08em;text-transform:uppercase;color:var(--quiet)}
 .status{font-weight:600}.good{color:var(--good)}.bad{color:var(--bad)}
-.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:1px;
+.facts{display:flex;flex-wrap:wrap;gap:1px;
 margin:28px 0 0;padding:0;background:var(--rule);border:1px solid var(--rule);border-radius:12px;
 overflow:hidden}
-.facts div{background:var(--card);padding:16px 18px}
+.facts div{background:var(--card);padding:16px 18px;flex:1 1 150px}
 .facts dt{font-size:13px;color:var(--quiet)}
 .facts dd{margin:2px 0 0;font-size:26px;font-weight:650;letter-spacing:-.02em;
 font-variant-numeric:tabular-nums;white-space:nowrap}
@@ -89,14 +89,14 @@ padding:14px 16px;font:13.5px/1.55 ui-monospace,SFMono-Regular,Menlo,Consolas,mo
 dl.pairs{display:grid;grid-template-columns:max-content 1fr;gap:4px 20px;margin:14px 0 0;
 font-size:14.5px}
 dl.pairs dt{color:var(--quiet)}dl.pairs dd{margin:0;overflow-wrap:anywhere}
-@media (max-width:480px){main{padding:24px 14px 48px}.facts{grid-template-columns:1fr 1fr}
-.facts div{padding:12px 14px}.facts dd{font-size:22px}figure{padding:12px 10px 8px}
-.wide{grid-column:1/-1}th,td{padding:8px}h2{margin-top:38px}table{font-size:13.5px}
+@media (max-width:480px){main{padding:24px 14px 48px}
+.facts div{padding:12px 14px;flex-basis:40%}.facts dd{font-size:22px}figure{padding:12px 10px 8px}
+th,td{padding:8px}h2{margin-top:38px}table{font-size:13.5px}
 tbody th{font-size:13.5px}dl.pairs{grid-template-columns:1fr;gap:0}dl.pairs dd{margin-bottom:8px}}
 @media print{main{padding:0;max-width:none}pre{white-space:pre-wrap}
 .charts{grid-template-columns:1fr 1fr}.pan{overflow:visible}.pan svg{min-width:0!important}
 body{font-size:12px}.scroll{overflow:visible;border-radius:0;background:none}th,td{padding:4px 6px}
-h2{break-after:avoid}}
+h2{break-after:avoid}details::details-content{content-visibility:visible;block-size:auto}}
 """
 )
 
@@ -142,7 +142,7 @@ REPORT = (
 <h1>{{ title }}</h1><p class="lead">{{ lead }}</p>
 {% if why %}<p class="status bad">{{ why }}</p>{% endif %}
 <dl class="facts">{% for fact in facts %}
-<div{% if loop.last and loop.index is odd %} class="wide"{% endif %}><dt>{{ fact.name }}</dt>
+<div><dt>{{ fact.name }}</dt>
 <dd>{{ fact.value }}<small>{{ fact.note }}</small></dd></div>{% endfor %}</dl>
 </header>
 {% if ran %}<section><h2>What ran</h2>{{ pairs(ran) }}</section>{% endif %}

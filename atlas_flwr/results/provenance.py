@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ PACKAGES = (
     *("atlas-flwr", "flwr", "torch", "transformers", "peft", "datasets", "ray", "numpy"),
     *("safetensors", "scikit-learn"),
 )
+STRATEGY_PLUGINS = "atlas_flwr.strategies"
+"""Group of the entry points by which other packages bring strategies (`strategies.plugins`)."""
 
 
 def provenance(argv: Sequence[str], seed: int) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def provenance(argv: Sequence[str], seed: int) -> dict[str, Any]:
         "commit": commit,
         "dirty": bool(changes) if changes is not None else None,
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in (*PACKAGES, *_plugins())},
         "machine": {
             "platform": platform.platform(),
             "cpu": _cpu_name(),
@@ -61,6 +63,12 @@ def without_home(text: str) -> str:
 def _is_checkout(folder: Path) -> bool:
     # Not `git rev-parse` alone: an installed package may lie inside somebody else's repository.
     return (folder / ".git").exists()
+
+
+def _plugins() -> list[str]:
+    """Return the installed packages that bring strategies: what a run did may be theirs."""
+    found = entry_points(group=STRATEGY_PLUGINS)
+    return sorted({point.dist.name for point in found if point.dist})
 
 
 def _version(package: str) -> str | None:

@@ -42,6 +42,12 @@ class Group:
         values = (run.summary["final"][key] for run in self.runs.values())
         return [float(value) for value in values if value is not None]
 
+    def score(self, key: str) -> str:
+        """Return a final score's mean ± standard deviation, and n where not every run has it."""
+        values = self.finals(key)
+        less = f" (n = {len(values)})" if 0 < len(values) < self.size else ""
+        return mean_and_deviation(values) + less
+
     def line(self, key: str) -> list[tuple[int, float, float]]:
         """Return ``(round, mean, sample standard deviation)``, rounds that all runs have."""
         values: dict[int, list[float]] = {}

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,12 @@ class _Child:
             self._feeder.join(1.0)
         if code == 0:
             return ""
-        said = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        if code < 0:
+            return f"its process was ended by signal {-code} ({self._log})"
+        try:
+            said = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        except OSError as error:  # the folder is gone, say; that ends no run either
+            said = [str(error)]
         return f"{said[-1] if said else f'exit code {code}'} ({self._log})"
 
     def _feed(self) -> None:
@@ -209,6 +215,8 @@ class _Child:
             while (line := self._lines.get()) is not None:
                 pipe.write(line.encode())
                 pipe.flush()
-            pipe.close()
         except OSError:  # it has gone; its exit code and its log say why
             return
+        finally:
+            with suppress(OSError):  # what could not be written is tried once more
+                pipe.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -15,12 +16,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from atlas_flwr.errors import ResultError
+from atlas_flwr.payload import printable
 
 NOTES = 4
 EXITS = {"completed": 0, "failed": 1, "stopped": 3}
 # Folders of a run directory that hold no other run.
 _INSIDE = {"adapters", "models", "checkpoints", "plots", "vault", "trackers"}
+_ASIDE = re.compile(r"seed-\d+\.failed-\d+")  # what a suite put away to run it again
 _DEEP = 4
+# What is read of a round.
+_OF_A_ROUND = (
+    *("time_seconds", "accuracy", "worst_client_accuracy", "by_task", "memory_mb"),
+    *("bytes_up", "bytes_down"),
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Seen:
     @property
     def name(self) -> str:
         """Its experiment's name."""
-        return str(self.config.get("run", {}).get("name", self.folder.name))
+        return printable(self.config.get("run", {}).get("name", self.folder.name))
 
 
 def look(folder: Path, now: float | None = None) -> Seen:
@@ -80,15 +88,11 @@ def look(folder: Path, now: float | None = None) -> Seen:
     Raises:
         ResultError: It holds no run, or one whose config can't be read.
     """
-    path = folder / "config.toml"
-    if not path.is_file():
-        raise ResultError(f"{folder}: holds no run (no config.toml)")
-    try:
-        config = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ResultError(f"{path}: can't be read ({error})") from error
+    config = _config(folder)
     home = _records(folder)
     rounds = _lines(home / "rounds.jsonl")
+    if any(key not in record for record in rounds for key in _OF_A_ROUND):
+        raise ResultError(f"{home / 'rounds.jsonl'}: a line is no round's record")
     summary = _object(folder / "summary.json")
     seen: dict[str, Any] = {
         "rounds": rounds,
@@ -96,7 +100,11 @@ def look(folder: Path, now: float | None = None) -> Seen:
         "final": summary.get("final") or {},
         "slowest": _slowest(home / "clients.parquet"),
     }
-    seen |= _told(_lines(folder / "events.jsonl"), time.time() if now is None else now)
+    events = folder / "events.jsonl"
+    try:
+        seen |= _told(_lines(events), time.time() if now is None else now)
+    except (LookupError, TypeError) as error:
+        raise ResultError(f"{events}: a line is not an event ({error!r})") from error
     session = seen.pop("session")
     before = sum(record["time_seconds"] for record in rounds[: seen.pop("kept")])
     if summary:
@@ -111,6 +119,20 @@ def look(folder: Path, now: float | None = None) -> Seen:
         pace = median(record["time_seconds"] for record in rounds[-5:])
         seen["left"] = max(pace * (planned - len(rounds)) - (since or 0.0), 0.0)
     return Seen(folder, config, **seen)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.toml"
+    if not path.is_file():
+        raise ResultError(f"{folder}: holds no run (no config.toml)")
+    try:
+        config = tomllib.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(config.get(key, {}), dict) for key in ("run", "strategy", "model")):
+            raise ValueError("a section is missing")
+        int(config.get("run", {}).get("rounds", 0))
+    except (OSError, ValueError, TypeError) as error:
+        raise ResultError(f"{path}: can't be read ({error})") from error
+    return config
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -132,7 +154,11 @@ def _runs(folder: Path, deep: int) -> list[Path]:
         return [folder]
     if not deep:
         return []
-    below = sorted(p for p in folder.iterdir() if p.is_dir() and p.name not in _INSIDE)
+    try:
+        found = [p for p in folder.iterdir() if p.is_dir() and p.name not in _INSIDE]
+    except OSError:  # gone since, or not ours to read: no run that can be shown
+        return []
+    below = sorted(p for p in found if not _ASIDE.fullmatch(p.name))
     return [run for each in below for run in _runs(each, deep - 1)]
 
 
@@ -168,9 +194,9 @@ def _told(events: Sequence[Mapping[str, Any]], now: float) -> dict[str, Any]:
                 seen |= {"since": event.get("time"), "total": 0, "phase": "saving"}
             case "note":
                 who = "server" if event["partition"] is None else f"client {event['partition']}"
-                notes.append(f"{who}: {event['text']}")
+                notes.append(printable(f"{who}: {event['text']}"))
             case "stop" | "error":
-                seen["why"] = event["text"]
+                seen["why"] = printable(event["text"])
     last = events[-1].get("time") if events else None
     for key, moment in (("session", seen["session"]), ("since", seen["since"]), ("idle", last)):
         seen[key] = None if moment is None else max(now - moment, 0.0)
@@ -199,14 +225,18 @@ def _slowest(path: Path) -> tuple[int, float, float] | None:
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Return a file's whole lines as objects; the last one may still be on its way."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()
     except FileNotFoundError:
         return []
-    whole = text[: text.rfind("\n") + 1]
+    except OSError as error:
+        raise ResultError(f"{path}: can't be read ({error})") from error
     try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except json.JSONDecodeError as error:
+        found = [json.loads(line) for line in text.split(b"\n")[:-1]]
+    except ValueError as error:
         raise ResultError(f"{path}: a line is not JSON ({error})") from error
+    if not all(isinstance(each, dict) for each in found):
+        raise ResultError(f"{path}: a line is no JSON object")
+    return found
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def _facts(seen: Seen, unicode: bool) -> list[tuple[str, Text]]:
         found.append(("moved", Text(f"{show_bytes(up)} up, {show_bytes(down)} down{peak}")))
         found += _clients(seen)
     if seen.final.get("accuracy") is not None:
-        worst = show(seen.final["worst_client_accuracy"], 4)
+        worst = show(seen.final.get("worst_client_accuracy"), 4)
         said = f"accuracy {show(seen.final['accuracy'], 4)}, worst client {worst}"
         found.append(("final", Text(said, style="bold")))
     found += [("note", Text(note, style="yellow")) for note in seen.notes]
@@ -119,11 +119,13 @@ def _clock(seen: Seen, writes: bool | None) -> str:
     return "  ·  ".join(parts) or "–"
 
 
-def lines(runs: Sequence[Seen], root: Path, unicode: bool, writes: Sequence[bool | None]) -> Table:
+def lines(
+    runs: Sequence[Seen], root: Path, unicode: bool, writes: Sequence[bool | None]
+) -> RenderableType:
     """Return several runs, one line each, and what they are together."""
     done = sum(seen.status == "completed" for seen in runs)
-    table = Table(title=f"{root.name}: {done} of {count(len(runs), 'run')} completed", box=None)
-    table.title_justify = "left"
+    head = Text(f"{root.name}: {done} of {count(len(runs), 'run')} completed", style="italic")
+    table = Table(box=None)
     table.add_column("run", overflow="fold", ratio=2, min_width=12)
     for name in ("round", "accuracy", "time", "left"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -143,4 +145,4 @@ def lines(runs: Sequence[Seen], root: Path, unicode: bool, writes: Sequence[bool
             "–" if seen.left is None or killed else show_seconds(seen.left),
             said,
         )
-    return table
+    return Group(head, table)

@@ -21,19 +21,24 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from atlas_flwr.apps.resume import stored_config
+from atlas_flwr.apps.sharing.choose import held_models
 from atlas_flwr.config.schema import Config
 from atlas_flwr.data.load import Rows, load_rows
 from atlas_flwr.data.tasks import resolve_tasks
 from atlas_flwr.errors import ResultError
 from atlas_flwr.models.backbone import quiet
 from atlas_flwr.models.catalog import locate
+from atlas_flwr.models.experts import EXPERTS_FILE
 from atlas_flwr.results.store import RunResult, read_run
+from atlas_flwr.training.precision import cpu_has_bf16
 from clients.site import deal
-from experiments.guided import device_of
+from strategies.facts import FACTS
+from strategies.registry import STRATEGIES
 
-# How far a loss computed in float32 may lie from the recorded one: CPU runs are float32, and a
-# GPU scores in half precision.
-CLOSE = {"cpu": 2e-3, "cuda": 5e-2}
+# How far a loss computed in float32 may lie from the recorded one.
+CLOSE = {"fp32": 2e-3, "half": 5e-2}
+# They fold what was sent into the weights: the exported adapter is wider than any message.
+FOLDED = ("flora", "fedex")
 BATCH = 32
 HEADER = 512  # bytes a tensor's name, shape and type may take in a message
 Row = tuple[str, str, str, bool]
@@ -66,11 +71,11 @@ def evidence(folder: str | Path, gpu: str = "") -> pd.DataFrame:
         raise ResultError(f"{folder}: is {run.summary['status']}; run its cell again first")
     config = stored_config(Path(folder))
     one = _exported(run, config)
-    model = _opened(one)
+    model = _opened(one, config)
     rows = [
         _changed(one, model, config),
         *_losses(one, model, config, run),
-        _bytes(one, run),
+        _bytes(one, run, config),
         _sum_of_bytes(run),
         _memory(run),
         ("GPU", gpu or _device(run), "", True),
@@ -79,29 +84,37 @@ def evidence(folder: str | Path, gpu: str = "") -> pd.DataFrame:
 
 
 def _exported(run: RunResult, config: Config) -> Exported:
-    """Return the first exported model whose client is known, of the first task if possible."""
-    found = [p for kind in ("adapters", "models") for p in sorted((run.path / kind).glob("*"))]
-    for partition in range(config.run.clients):
-        task = config.task_of(partition)
-        rows = run.clients[run.clients["partition"] == partition]
-        cluster = rows["cluster"].dropna()
-        names = ["global", f"task-{task}", f"client-{partition}"]
-        names += [f"cluster-{int(cluster.iloc[-1])}"] if len(cluster) else []
-        names += [f"{name}-rank-{config.rank_of(partition)}" for name in names]
-        for path in found:
-            if path.name in names:
-                return Exported(path, partition, task)
-    raise ResultError(f"{run.path}: no exported model of a client was found")
+    """Return the first model of a client that plain PEFT opens; of one that trained, if possible.
+
+    Raises:
+        ResultError: There is none.
+    """
+    good = run.clients[run.clients["status"] == "ok"]
+    trained = set(good.loc[good["phase"] == "train", "partition"])
+    scored = set(good.loc[good["phase"] == "final", "partition"])
+    with held_models(run.path) as held:
+        models = [m for m in held.models.values() if not (m.folder / EXPERTS_FILE).exists()]
+    for partition in sorted(scored, key=lambda each: (each not in trained, each)):
+        for model in models:
+            if partition in model.clients:
+                return Exported(model.folder, int(partition), config.task_of(int(partition)))
+    raise ResultError(
+        f"{run.path}: no exported model of a client that was scored can be opened by plain PEFT or "
+        f"transformers ({config.strategy.name}); atlas predict asks mixtures of experts"
+    )
 
 
-def _opened(one: Exported) -> Any:
-    """Open the folder as anybody would."""
+def _opened(one: Exported, config: Config) -> Any:
+    """Open the folder as anybody would; on another machine with that one's base model."""
     with quiet():  # the head of the base is new, and the adapter brings its own
         if not (one.folder / "adapter_config.json").exists():
             return AutoModelForSequenceClassification.from_pretrained(one.folder).eval()
         told = PeftConfig.from_pretrained(str(one.folder))
+        base = Path(told.base_model_name_or_path)
+        moved = base.is_absolute() and not base.is_dir()
         plain = AutoModelForSequenceClassification.from_pretrained(
-            told.base_model_name_or_path, config=AutoConfig.from_pretrained(one.folder)
+            locate(config.model.name) if moved else str(base),
+            config=AutoConfig.from_pretrained(one.folder),
         )
     with warnings.catch_warnings():  # PEFT asks transformers for a name that is going
         warnings.filterwarnings("ignore", ".is_gradient_checkpointing.", FutureWarning)
@@ -149,7 +162,7 @@ def _losses(one: Exported, model: Any, config: Config, run: RunResult) -> list[R
     loss, accuracy = cross_entropy(model, rows, one.folder, config.model.max_length)
     final = run.clients[(run.clients["phase"] == "final")]
     (told,) = final[final["partition"] == one.partition].to_dict("records")
-    close = CLOSE[device_of(config)]
+    close = _close(run, config)
     by_chance = np.log(len(set(rows.labels.tolist())))
     return [
         (
@@ -165,6 +178,13 @@ def _losses(one: Exported, model: Any, config: Config, run: RunResult) -> list[R
             abs(accuracy - told["accuracy"]) <= close,
         ),
     ]
+
+
+def _close(run: RunResult, config: Config) -> float:
+    """Return the tolerance for where the run trained, which need not be this machine."""
+    gpu = config.engine.device != "cpu" and run.provenance.get("machine", {}).get("gpus")
+    half = config.train.precision != "fp32" and (gpu or cpu_has_bf16())
+    return CLOSE["half" if half else "fp32"]
 
 
 def cross_entropy(model: Any, rows: Rows, folder: Path, max_length: int) -> tuple[float, float]:
@@ -194,19 +214,30 @@ def cross_entropy(model: Any, rows: Rows, folder: Path, max_length: int) -> tupl
     return total / len(rows.labels), right / len(rows.labels)
 
 
-def _bytes(one: Exported, run: RunResult) -> Row:
-    """The bytes that a client sent in its last round against its tensors on disk."""
+def _bytes(one: Exported, run: RunResult, config: Config) -> Row:
+    """The bytes that a client sent in its last round against its tensors on disk.
+
+    No method sends more than the model. Some send less (one factor, a sparse or a folded change,
+    no head), and then that is all there is to check.
+    """
+    check = f"bytes of one update (client {one.partition})"
     files = sorted(one.folder.glob("*.safetensors"))
-    sizes = [tensor.nbytes for path in files for tensor in load_file(path).values()]
-    payload = sum(sizes)
-    rows = run.clients
-    sent = rows[(rows["phase"] == "train") & (rows["partition"] == one.partition)]
-    up = int(sent["bytes_up"].iloc[-1])
+    sizes = {n: tensor.nbytes for path in files for n, tensor in load_file(path).items()}
+    payload, name = sum(sizes.values()), config.strategy.name
+    rows = run.clients[(run.clients["phase"] == "train") & (run.clients["status"] == "ok")]
+    sent = rows[rows["partition"] == one.partition]["bytes_up"]
+    if sent.empty:
+        return check, "none: it was never drawn for training", "", True
+    up, most = int(sent.iloc[-1]), payload + HEADER * (len(sizes) + 4)
+    own_head = "local" in (config.head_policy, STRATEGIES[name].head)
+    if name not in FACTS or FACTS[name].up != "C" or name in FOLDED or own_head:
+        told = f"{payload:,} in its {len(sizes)} tensors on disk at most, and headers: {name} sends"
+        return check, f"{up:,} sent up in its last round", f"{told} less than a model", up <= most
     return (
-        f"bytes of one update (client {one.partition})",
+        check,
         f"{up:,} sent up in its last round",
         f"{payload:,} in its {len(sizes)} tensors on disk, and headers",
-        payload <= up <= payload + HEADER * (len(sizes) + 4),
+        payload <= up <= most,
     )
 
 

@@ -44,7 +44,8 @@ def write_plots(done: Sequence[Done], out: str | Path = "results") -> list[Path]
                 draw(figure.add_subplot(1, wide, place + 1), done)
             if wide > 1:
                 axes = figure.axes[-1]
-                axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+                if axes.get_legend_handles_labels()[0]:  # something was measured
+                    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
             paths.append(out / f"{name}.png")
             save(figure, paths[-1])
     write_comparison([each.run for each in done], out / "comparison")
@@ -148,7 +149,7 @@ def _bought(axes: Axes, done: Sequence[Done]) -> None:
 
 
 def _final(axes: Axes, done: Sequence[Done]) -> None:
-    """Accuracy on the full validation sets: the mean over tasks, and each task."""
+    """Accuracy on the whole evaluation sets: the mean over tasks, and each task."""
     _bars(axes, done, [each.data["final_accuracy"] for each in done], ".3f", at=1.0)
     for place, task in enumerate(tasks_of(done[0].run)):
         scores = [each.run.summary["final"]["by_task"].get(task, {}) for each in done]
@@ -159,5 +160,5 @@ def _final(axes: Axes, done: Sequence[Done]) -> None:
             axes.scatter([], [], c="white", edgecolors="#1f2933", label=task, **look)
     axes.set_xlim(0, 1.12)
     axes.set_xticks(np.linspace(0, 1, 6))
-    axes.set(title="Final accuracy, full validation sets", xlabel="accuracy: bar mean, mark task")
+    axes.set(title="Final accuracy, whole evaluation sets", xlabel="accuracy: bar mean, mark task")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -34,6 +34,10 @@ COLUMNS = (
 # What has to be equal for curves to share one axis.
 LIKE = ("data", "run.clients", "run.rounds", "run.seed", "model.name", "model.max-length")
 
+_KEYS = {"task_name", "model_name", "use_lora", "lora_rank", "num_rounds", "round_results"} | {
+    *("final_accuracy", "final_loss", "total_time_minutes"),
+}
+
 
 @dataclass(frozen=True)
 class Done:
@@ -56,13 +60,13 @@ def read_done(names: Sequence[str] = tuple(TITLES), out: str | Path = "results")
     """Read finished experiments, in order; those without a JSON file are left out.
 
     Raises:
-        ResultError: There is none, or two can't be compared: they differ in tasks, rows, clients,
-            rounds, seed or model.
+        ResultError: There is none, one's file is broken or its run is gone, or two can't be
+            compared: they differ in tasks, rows, clients, rounds, seed or model.
     """
     found = []
     for name in names:
-        if (path := Path(out) / f"{name}.json").exists():
-            data = json.loads(path.read_text(encoding="utf-8"))
+        if (path := Path(out).expanduser() / f"{name}.json").exists():
+            data = _told(path)
             title = TITLES.get(name, name)
             found.append(Done(name, title, data, read_run(run_directory(name, out))))
     if not found:
@@ -77,6 +81,22 @@ def read_done(names: Sequence[str] = tuple(TITLES), out: str | Path = "results")
                     "axis only over the same tasks, rows, clients, rounds and seed"
                 )
     return found
+
+
+def _told(path: Path) -> dict[str, Any]:
+    """Read an experiment's JSON file.
+
+    Raises:
+        ResultError: It is broken; its cell writes it again from the run directory.
+    """
+    mend = "run its cell again: it is written anew from the run directory"
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResultError(f"{path}: can't be read ({error}); {mend}") from error
+    if not isinstance(told, dict) or _KEYS - told.keys():
+        raise ResultError(f"{path}: is not an experiment's file; {mend}")
+    return told
 
 
 def value_of(run: RunResult, key: str) -> Any:

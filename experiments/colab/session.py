@@ -56,12 +56,14 @@ class GpuLog:
     def start(self) -> GpuLog:
         """Begin to write ``gpu.csv``, after what an earlier session wrote."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.stop()  # asked twice, it still runs once
         words = ["nvidia-smi", self.QUERY, "--format=csv,noheader,nounits", "--loop=1"]
         try:
             with self.path.open("ab") as file:
                 self._process = subprocess.Popen(words, stdout=file, stderr=subprocess.DEVNULL)
         except FileNotFoundError:
-            self.path.unlink(missing_ok=True)
+            if not self.path.stat().st_size:  # else it is what an earlier session saw
+                self.path.unlink()
         return self
 
     def stop(self) -> None:
@@ -117,9 +119,10 @@ def zip_results(out: str | Path = "results") -> Path:
     Raises:
         ResultError: There is no such folder.
     """
-    out = Path(out)
+    out = Path(out).expanduser()
     if not out.is_dir():
         raise ResultError(f"{out}: no such folder; run an experiment first")
+    out = out.resolve() if not out.name else out  # "." has no name of its own
     path = out.with_name(f"{out.name}.zip")
     made = path.with_name(f".{path.name}.part")
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:

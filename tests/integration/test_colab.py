@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,60 @@ def test_the_rows_that_were_scored_are_scored_again(home: Path, key: str) -> Non
     run_quick_experiment(name, **LORA, strategy="flexlora", out=home, overrides=[key])
     found = evidence(run_directory(name, home))
     assert found["ok"].all(), found.to_string()
+
+
+@pytest.mark.parametrize("name", ["flora", "fedsb", "local_only", "cluster_fedavg"])
+def test_methods_that_send_less_than_a_model_are_not_accused(home: Path, name: str) -> None:
+    """A folded change, one small matrix, nothing at all; and models of clusters."""
+    run_quick_experiment(name, **{**LORA, "lora_rank": 2}, strategy=name, out=home)
+    found = evidence(run_directory(name, home))
+    assert found["ok"].all(), found.to_string()
+
+
+def test_a_run_of_a_gpu_is_looked_at_on_a_cpu(home: Path) -> None:
+    """It was scored in half precision: a loss in float32 lies further off."""
+    folder = run_directory("exp4_atlas", home)
+    path, rows = folder / "clients.parquet", pd.read_parquet(folder / "clients.parquet")
+    config, told = folder / "config.toml", folder / "provenance.json"
+    kept = {file: file.read_bytes() for file in (path, config, told)}
+    rows.loc[rows["phase"] == "final", "loss"] *= 1.01
+    rows.to_parquet(path)
+    try:
+        assert not evidence(folder)["ok"].all()
+        config.write_text(config.read_text().replace('device = "cpu"', 'device = "auto"'))
+        machine = json.loads(told.read_text())
+        machine["machine"]["gpus"] = ["Tesla T4"]
+        told.write_text(json.dumps(machine))
+        found = evidence(folder)
+    finally:
+        for file, content in kept.items():
+            file.write_bytes(content)
+    assert found["ok"].all(), found.to_string()
+
+
+def test_a_broken_file_says_how_to_write_it_again(home: Path) -> None:
+    path = home / "exp4_atlas.json"
+    kept = path.read_text()
+    try:
+        for content in ("{oops", "[]", "{}"):
+            path.write_text(content)
+            with pytest.raises(ResultError, match=r"exp4_atlas\.json: .*run its cell again"):
+                read_done(out=home)
+    finally:
+        path.write_text(kept)
+
+
+def test_what_was_not_measured_is_drawn_as_such(home: Path, tmp_path: Path) -> None:
+    done = read_done(("exp4_atlas",), home)[0]
+    nothing = {"accuracy": None, "loss": None, "memory_mb": None}
+    rounds = [{**record, **nothing} for record in done.run.rounds]
+    summary = {**done.run.summary, "peak_memory_mb": None}
+    run = replace(done.run, rounds=rounds, summary=summary)
+    results = [{**each, **nothing} for each in done.data["round_results"]]
+    data = {**done.data, "final_accuracy": None, "round_results": results}
+    bare = replace(done, run=run, data=data)
+    assert all(path.exists() for path in write_plots([bare], tmp_path))
+    write_summary([bare], tmp_path)
 
 
 def test_a_model_that_was_not_trained_is_found_out(home: Path) -> None:

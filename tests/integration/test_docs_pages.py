@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
@@ -72,9 +73,10 @@ def test_the_strategy_on_the_page_goes_as_far_as_it_says(
 ) -> None:
     text = (DOCS / "howto" / "strategy.md").read_text("utf-8")
     (code,) = re.findall(r'^```python title="halfway.py"\n(.*?)^```', text, re.S | re.M)
-    monkeypatch.setitem(STRATEGIES, "halfway", STRATEGIES["fedavg"])  # taken out again afterwards
     program = compile(code, "halfway.py", "exec", dont_inherit=True)  # of our own __future__
-    exec(program, {"__name__": "halfway"})
+    names: dict[str, Any] = {"__name__": "halfway"}
+    exec(program, names)
+    monkeypatch.setitem(STRATEGIES, "halfway", names["Halfway"])
     ends = {}
     for name, options in (("fedavg", {}), ("halfway", {"share": 0.25})):
         ended = run(name, run={"rounds": 1}, strategy={"name": name, "options": options})

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import experiments
-from atlas_flwr.errors import ResultError, RunStopped
+from atlas_flwr.errors import ConfigError, ResultError, RunStopped
 from atlas_flwr.results.store import read_run
 from experiments.guided import ATLAS_SET, ROUND_KEYS, RoundLines
 from experiments.real_training import (
@@ -191,3 +192,28 @@ def test_lora_trains_fewer_bytes_than_the_whole_model() -> None:
     lora = LoRAFederatedTrainer(1, model_name="distilbert-base-uncased", task_name="sst2")
     (one,), (other,) = (each.run_federated_training(1) for each in (full, lora))
     assert other["communication_mb"] < one["communication_mb"]
+
+
+def test_nothing_is_not_taken_for_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ATLAS_SET)  # it would say how many rows
+    with pytest.raises(ConfigError, match=r"data\.samples-per-client: .*got 0"):
+        run_quick_experiment("none", num_rounds=1, max_samples=0)
+    with pytest.raises(ConfigError, match=r"train\.batch-size: .*got 0"):
+        run_quick_experiment("none", num_rounds=1, batch_size=0)
+    assert not Path("results/runs/none").exists()
+
+
+def test_paths_and_devices_are_taken_as_notebooks_have_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder_of: Callable[[str], str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run_quick_experiment("mine", num_rounds=1, out="~/kept")
+    assert (tmp_path / "kept" / "mine.json").exists()
+    assert (tmp_path / "kept" / "runs" / "mine" / "summary.json").exists()
+    model = Path(folder_of("distilbert"))
+    assert RealFederatedTrainer(model, "sst2", device=torch.device("cpu")).device == "cpu"
+
+
+def test_a_long_name_is_still_one_that_windows_has() -> None:
+    for stop in range(55, 64):
+        RealFederatedTrainer("x" * stop + ".b", "sst2")

@@ -110,6 +110,7 @@ def test_who_has_several_models_must_say_which(run: Callable[..., Run], atlas: A
     many = run(strategy={"name": "local_only"}).folder
     assert_refused(atlas("export", many), "3 models", "client-0, client-1, client-2", "--client")
     assert_refused(atlas("predict", many, "a film", "--task", "two"), "3 models", "--client")
+    assert_refused(atlas("export", many, "--global"), "3 models", "; name one with --client")
     assert_refused(atlas("export", many, "--client", "3"), "--client 3", "clients 0 to 2")
     assert_refused(atlas("export", many, "--cluster", "0"), "--cluster 0", "no clusters")
     assert_refused(atlas("export", many, "--task", "twoo"), "--task twoo", "mean 'two'")
@@ -264,6 +265,34 @@ def test_texts_that_do_not_suit_are_refused(atlas: Atlas, done: Path, tmp_path: 
     assert_refused(atlas("predict", done, "--file", "x.pdf"), ".csv, .jsonl, .txt")
     pd.DataFrame({"a": ["x"], "b": ["y"]}).to_csv(tmp_path / "x.csv", index=False)
     assert_refused(atlas("predict", done, "--file", tmp_path / "x.csv"), "columns a, b", "'text'")
+    # Without a head line the first text would be taken for one.
+    (tmp_path / "x.csv").write_text("a first text\na second\n")
+    assert_refused(atlas("predict", done, "--file", tmp_path / "x.csv"), "a first text", "'text'")
+    write_rows(tmp_path / "x.jsonl", [{"text": "a"}, {"text": None, "id": 7}])
+    assert_refused(atlas("predict", done, "--file", tmp_path / "x.jsonl"), "row 2", "columns id")
+    assert_refused(atlas("predict", done, "a", " "), "row 2 is empty")
+    assert_refused(atlas("predict", done, "caf\udce9"), "row 1 is not UTF-8")
+
+
+def test_a_text_is_what_was_written(atlas: Atlas, done: Path, tmp_path: Path) -> None:
+    """Emoji's names, markup and breaks that end no line are not touched; an index is no text."""
+    texts = ["so :smile: [bold]x[/bold]", "one\u2028two\x0bthree"]
+    write_rows(tmp_path / "a.jsonl", [{"text": text, "label": None} for text in texts])
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write("\n\n")
+    pd.DataFrame({"text": texts}).to_csv(tmp_path / "a.csv")  # pandas' index has no name
+    (tmp_path / "a.txt").write_text("\n".join(texts), encoding="utf-8")
+    for name in ("a.jsonl", "a.csv", "a.txt"):
+        found = predicted(atlas, done, "--file", tmp_path / name)
+        assert [each["texts"] for each in found] == [[text] for text in texts], name
+
+
+def test_a_long_text_is_cut_without_a_word_from_others(
+    atlas: Atlas, done: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (found,) = predicted(atlas, done, "word " * 5000)
+    assert found["cut"] is True
+    assert not caplog.records
 
 
 # ------------------------------------------------------------------ the hub
@@ -317,7 +346,8 @@ def test_a_push_that_can_not_work_is_one_line(done: Path, tmp_path: Path) -> Non
 def test_names_and_switches_of_a_push_are_looked_at_first(
     atlas: Atlas, done: Path, tmp_path: Path
 ) -> None:
-    assert_refused(atlas("export", done, "--push", "mine"), "OWNER/NAME")
+    for name in ("mine", "me/mine-", "me/a--b", "me/mine/too", "me/näme"):
+        assert_refused(atlas("export", done, "--push", name), f"--push {name}", "OWNER/NAME")
     assert_refused(atlas("export", done, "--push", "me/mine"), "HF_HUB_OFFLINE")
     assert_refused(atlas("export", done, "--private"), "--push")
     assert not list(Path.cwd().iterdir())

@@ -315,6 +315,7 @@ def test_a_value_that_fails_has_no_score_and_is_not_tried_again(
     entry = {"run": [{"strategy": "fedavg"}]}
     said = suite(**entry, **tuned([1e30, 0.01]))
     assert said.code == 1
+    assert "1 failed; the same command runs them again, but not the tuned values" in said.err
     pair = json.loads((out / "tuned.json").read_text())["pairs"]["two/fedavg"]
     assert [score["accuracy"] is None for score in pair["scores"]] == [True, False]
     assert pair["scores"][0]["error"]

@@ -10,10 +10,8 @@ import time
 from pathlib import Path
 
 import psutil
-import torch
 
 from atlas_flwr.apps.doctor.checks import Check, fail, ok, warn
-from atlas_flwr.training.precision import cpu_has_bf16
 
 GB = 10**9
 _LITTLE_RAM = 4 * GB  # a client on MiniLM takes about 2 GB with Ray beside it
@@ -26,6 +24,8 @@ _BUILT = 1_735_689_600  # 2025-01-01: no machine that runs this is older
 
 def gpu() -> list[Check]:
     """Look for GPUs, and whether this torch can use them."""
+    import torch  # noqa: PLC0415 - the doctor is asked when torch is broken, too
+
     build = f"torch {torch.__version__}, " + (
         f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     )
@@ -47,6 +47,8 @@ def gpu() -> list[Check]:
 
 
 def _card(index: int) -> Check:
+    import torch  # noqa: PLC0415 - as above
+
     name, (free, total) = torch.cuda.get_device_name(index), torch.cuda.mem_get_info(index)
     told = f"{name}, {free / GB:.1f} of {total / GB:.1f} GB free"
     if free < total / 2:
@@ -72,6 +74,10 @@ def _driver() -> str | None:
 
 def precision() -> list[Check]:
     """Say what ``train.precision = "auto"`` would take."""
+    import torch  # noqa: PLC0415 - as above
+
+    from atlas_flwr.training.precision import cpu_has_bf16  # noqa: PLC0415
+
     if torch.cuda.is_available():
         half = torch.cuda.get_device_capability()[0] >= 8
         return [

@@ -7,9 +7,8 @@ import socket
 import time
 from email.utils import parsedate_to_datetime
 
-from huggingface_hub import constants, get_session
-
 from atlas_flwr.apps.doctor.checks import Check, fail, ok, warn
+from atlas_flwr.apps.redact import without_secrets
 
 # Flower's own, for a SuperLink that several machines reach (docs/deploy.md).
 PORTS = {9091: "ServerApps", 9092: "SuperNodes", 9093: "flwr run"}
@@ -48,7 +47,10 @@ def _bind(port: int) -> None:
 
 def hub() -> list[Check]:
     """Ask the hub, by one HEAD, whether it answers; offline mode is respected."""
-    where = constants.ENDPOINT
+    # Here: the doctor is asked when a package is broken, too.
+    from huggingface_hub import constants, get_session  # noqa: PLC0415
+
+    where = without_secrets(constants.ENDPOINT)
     if constants.HF_HUB_OFFLINE:
         return [ok("hub", "switched off by HF_HUB_OFFLINE; models in its cache can be used")]
     mend = (
@@ -56,9 +58,9 @@ def hub() -> list[Check]:
         "mirror HF_ENDPOINT"
     )
     try:
-        answer = get_session().head(where, timeout=HUB_SECONDS, follow_redirects=True)
+        answer = get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS, follow_redirects=True)
     except Exception as error:  # which HTTP library it is depends on the hub client's version
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        told = without_secrets((str(error).strip() or type(error).__name__).splitlines()[0])
         return [warn("hub", f"{where} does not answer ({told})", mend)]
     if answer.status_code >= 400:
         return [warn("hub", f"{where} answers {answer.status_code}", mend)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import platform
 import sys
@@ -16,6 +17,8 @@ from atlas_flwr.models.catalog import MODELS, locate
 
 OURS = "atlas-flwr"
 NEEDED = (3, 11)
+# Packages that are imported by another name.
+_MODULES = {"scikit-learn": "sklearn"}
 # What somebody without the extra can't do. `docs` and `dev` are for those who work on atlas itself.
 EXTRAS = {
     "packaged": "the model and texts that need no hub: minilm, bbc, tweets, and the demo",
@@ -106,16 +109,34 @@ def _package(need: Requirement) -> Check:
     except PackageNotFoundError:
         return fail(need.name, "not installed", f"pip install '{_plain(need)}'")
     if need.specifier.contains(found, prereleases=True):
-        return ok(need.name, found)
+        broken = _import_error(_MODULES.get(need.name, need.name.replace("-", "_")))
+        if broken is None:
+            return ok(need.name, found)
+        told = f"{found} is there, but can't be imported ({broken})"
+        return fail(need.name, told, f"pip install --force-reinstall '{_plain(need)}'")
     told = f"{found}, needs {need.specifier}"
     # Colab and others bring a torch of their own, built for their driver.
     care = "; in a notebook keep the torch that it came with" if need.name == "torch" else ""
     return fail(need.name, told, f"pip install '{_plain(need)}'{care}")
 
 
-def _ray() -> Check:
+def _import_error(module: str) -> str | None:
+    """Return why a module can't be imported, in a line; None if it can."""
     try:
-        return ok("Ray", version("ray"))
+        importlib.import_module(module)
+    except Exception as error:  # whatever a half installed package raises
+        return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+    return None
+
+
+def _ray() -> Check:
+    mend = "pip install --force-reinstall 'flwr[simulation]'; until then use --engine inline"
+    try:
+        found = version("ray")
+        broken = _import_error("ray")
+        if broken is not None:
+            return warn("Ray", f"{found} is there, but can't be imported ({broken})", mend)
+        return ok("Ray", found)
     except PackageNotFoundError:
         mend = "pip install 'flwr[simulation]'; until then use --engine inline"
         return warn("Ray", "not installed", mend)

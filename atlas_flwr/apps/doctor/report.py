@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from atlas_flwr.apps.doctor import machine, network, packages
-from atlas_flwr.apps.doctor.checks import Check, fail, ok
+from atlas_flwr.apps.doctor.checks import Check, fail, ok, warn
 
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 _GROUPS: Sequence[tuple[str, Sequence[Callable[[], list[Check]]]]] = (
@@ -42,8 +42,18 @@ def examine(deep: bool = False) -> dict[str, list[Check]]:
     Args:
         deep: Also run a tiny experiment on Ray and Flower, about a minute.
     """
-    found = {name: [c for look in looks for c in look()] for name, looks in _GROUPS}
+    found = {name: [c for look in looks for c in _looked(look)] for name, looks in _GROUPS}
     return {**found, "Round trip": [round_trip()]} if deep else found
+
+
+def _looked(look: Callable[[], list[Check]]) -> list[Check]:
+    """Return a look's findings; one that breaks is a finding, and the others are still made."""
+    try:
+        return look()
+    except Exception as error:  # what it looks at is broken, in whatever way
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        name, mend = look.__name__.replace("_", " "), "mend what it says, and ask again"
+        return [warn(name, f"can't be looked at: {type(error).__name__}: {why}", mend)]
 
 
 def round_trip() -> Check:

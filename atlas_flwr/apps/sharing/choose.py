@@ -159,7 +159,7 @@ def _clients_asked(held: Held, asked: Asked) -> set[int]:
 
 
 def _mend(asked: Asked) -> str:
-    if asked.client is None and (asked.cluster is not None or asked.task is not None):
+    if asked.words():
         return "name one with --client"
     return _WHICH
 

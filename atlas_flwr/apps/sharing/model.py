@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from atlas_flwr.apps.sharing.choose import Asked, Held, Model, base_folder, choose
 from atlas_flwr.data.tasks import resolve_tasks
 from atlas_flwr.errors import ResultError
-from atlas_flwr.models.card import METRIC_NAMES, CardFacts, Score, model_card
+from atlas_flwr.models.card import METRIC_NAMES, CardFacts, Score, base_name, model_card
 from atlas_flwr.models.catalog import MODELS
 from atlas_flwr.models.experts import EXPERTS_FILE
 from atlas_flwr.models.export import SERVES
@@ -30,7 +30,6 @@ from atlas_flwr.models.reopen import (
     rename_classes,
     save_merged,
 )
-from atlas_flwr.results.provenance import provenance
 from atlas_flwr.results.record import MB
 from atlas_flwr.results.store import read_extra, to_json
 from atlas_flwr.results.writing import atomic_write
@@ -164,9 +163,11 @@ def _facts(held: Held, model: Model, kind: str, ranks: Mapping[str, int], name: 
     moved = summary.get("bytes", {})
     found = MODELS.get(config.model.name)
     hub = found.hub_id if found else config.model.name
-    local = Path(config.model.name).expanduser().is_dir()
+    # Also a folder that this machine hasn't: the run may have been made on another.
+    place = Path(hub).expanduser()
+    local = hub != base_name(hub) or place.is_absolute() or place.is_dir()
     options = ", ".join(f"{k} = {json.dumps(v)}" for k, v in config.strategy.options.items())
-    version = (told.get("versions") or {}).get("atlas-flwr") or provenance([], 0)["versions"]
+    version = (told.get("versions") or {}).get("atlas-flwr") or "of an unknown version"
     hubs = [spec.hub[0] for task in model.labels if (spec := specs[task]).hub is not None]
     rounds = held.round if held.round is not None else summary["rounds_completed"]
     return CardFacts(

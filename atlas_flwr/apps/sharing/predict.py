@@ -85,8 +85,10 @@ def print_predictions(folder: Path, texts: Texts, asked: Asked, as_json: bool) -
         rows = texts.columns(classifier.columns or ("text",))
         found = classify(classifier, rows)
     if as_json:
-        told = json.dumps([p.to_dict() for p in found], ensure_ascii=False, indent=2)
-        Console(soft_wrap=True, highlight=False).print(told, markup=False)
+        file = Console().file  # written as it is: rich would make an emoji of ":smile:"
+        plain = "utf" not in str(getattr(file, "encoding", None) or "utf-8").lower()
+        told = json.dumps([p.to_dict() for p in found], ensure_ascii=plain, indent=2)
+        file.write(f"{told}\n")
         return
     Console().print(_table(found))
     if cut := sum(prediction.cut for prediction in found):
@@ -163,10 +165,15 @@ def classify(classifier: Classifier, rows: Sequence[tuple[str, ...]]) -> list[Pr
         Prediction(
             texts=row,
             probabilities=dict(zip(classifier.labels, each.tolist(), strict=True)),
-            cut=len(classifier.tokenizer(*row)["input_ids"]) > classifier.max_length,
+            cut=_tokens(classifier, row) > classifier.max_length,
         )
         for row, each in zip(rows, chances, strict=True)
     ]
+
+
+def _tokens(classifier: Classifier, row: tuple[str, ...]) -> int:
+    """Return how many tokens a text has; without transformers' own note on long ones."""
+    return len(classifier.tokenizer(*row, verbose=False)["input_ids"])
 
 
 def _chances(

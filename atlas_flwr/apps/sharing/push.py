@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
+from atlas_flwr.apps.redact import without_secrets
 from atlas_flwr.apps.sharing.model import Exported
 from atlas_flwr.errors import AtlasError, ConfigError, ResultError
 
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _UNAUTHORISED = (401, 403)
 
 
@@ -24,18 +23,17 @@ def check_push(repo: str) -> None:
     Raises:
         ConfigError: The name is none, the hub is switched off, or there is no token.
     """
-    if not _REPO.fullmatch(repo) or ".." in repo or "--" in repo:
+    if repo.count("/") != 1:
         raise ConfigError(f"--push {repo}: a repository is named OWNER/NAME")
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        why = _first(error).rstrip(".")
+        raise ConfigError(f"--push {repo}: a repository is named OWNER/NAME: {why}") from error
     if constants.HF_HUB_OFFLINE:
         raise ConfigError("--push: the hub is switched off by HF_HUB_OFFLINE; unset it")
-    if not HfApi().token and not _token():
+    if not get_token():
         raise ConfigError("--push: no token; run hf auth login, or set HF_TOKEN")
-
-
-def _token() -> str | None:
-    from huggingface_hub import get_token  # noqa: PLC0415 - reads the environment and its files
-
-    return get_token()
 
 
 def push_folder(done: Exported, repo: str, private: bool) -> str:
@@ -67,12 +65,14 @@ def push_folder(done: Exported, repo: str, private: bool) -> str:
     except OfflineModeIsEnabled as error:
         raise PushFailed(f"--push {repo}: {_first(error)}") from error
     except Exception as error:  # which HTTP library it is depends on the hub client's version
+        where = without_secrets(constants.ENDPOINT)
         raise PushFailed(
-            f"--push {repo}: {constants.ENDPOINT} can't be reached ({_first(error)}); the export "
-            f"is in {done.folder}"
+            f"--push {repo}: {where} can't be reached ({_first(error)}); the export is in "
+            f"{done.folder}"
         ) from error
     return f"pushed to {commit.commit_url if commit else repo}"
 
 
 def _first(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return without_secrets(first, get_token())

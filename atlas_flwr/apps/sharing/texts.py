@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from pathlib import Path
 from atlas_flwr.errors import DataError
 
 KINDS = (".csv", ".jsonl", ".txt")
+# What Python makes of bytes that are no UTF-8, in arguments and on its input.
+_LONE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -20,32 +23,41 @@ class Texts:
     """What is to be classified.
 
     Attributes:
-        rows: One mapping of columns a text; a text without columns is under ``""``, its pair
-            under ``"pair"``.
+        rows: One mapping of columns a text; typed texts and lines are under ``text``, their
+            second texts under ``pair``.
         where: What errors call them.
+        named: Whether the columns are those of a file; else they were typed, or are lines.
     """
 
     rows: Sequence[Mapping[str, str]]
     where: str = "TEXT"
+    named: bool = False
 
     def columns(self, names: Sequence[str]) -> list[tuple[str, ...]]:
         """Return the texts of each row, one or two as a task's columns say.
 
-        A file's column may be called as the task calls it, or ``text`` and ``pair``; a file with
-        as many columns as are asked for needs no names.
+        A file's column may be called as the task calls it, or ``text`` and ``pair``. A column of
+        any other name is refused, if it is the only one too: a file without a head line would
+        lose its first text.
 
         Raises:
-            DataError: A column or a second text is missing, or there is one too many.
+            DataError: A column or a second text is missing, there is one too many, or a row is
+                empty or was not written in UTF-8.
         """
         if not self.rows:
             raise DataError(f"{self.where}: there is no text; give texts, or --file")
-        return [self._row(number, row, names) for number, row in enumerate(self.rows, 1)]
+        found = [self._row(number, row, names) for number, row in enumerate(self.rows, 1)]
+        for number, texts in enumerate(found, 1):
+            if not any(text.strip() for text in texts):
+                raise DataError(f"{self.where}: row {number} is empty; an empty text has no class")
+            if any(_LONE.search(text) for text in texts):
+                raise DataError(f"{self.where}: row {number} is not UTF-8; write it so")
+        return found
 
     def _row(self, number: int, row: Mapping[str, str], names: Sequence[str]) -> tuple[str, ...]:
-        if "" in row:
-            given = [row[""], *([row["pair"]] if "pair" in row else [])]
-            if len(given) == len(names):
-                return tuple(given)
+        if not self.named:
+            if len(row) == len(names):
+                return tuple(row.values())
             if len(names) == 2:
                 raise DataError(
                     f"--pair: the task has two texts ({names[0]} and {names[1]}); give the second "
@@ -56,12 +68,10 @@ class Texts:
         for wanted in (names, generic):
             if all(name in row for name in wanted):
                 return tuple(row[name] for name in wanted)
-        if len(row) == len(names):
-            return tuple(row.values())
         told = " and ".join(f"'{name}'" for name in names)
         raise DataError(
-            f"{self.where}: row {number} has the columns {', '.join(row)}; the task reads {told} "
-            f"(or {' and '.join(generic)})"
+            f"{self.where}: row {number} has the columns {', '.join(row) or 'none'}; the task "
+            f"reads {told} (or {' and '.join(generic)}); a csv names its columns in its first line"
         )
 
 
@@ -84,13 +94,16 @@ def read_texts(texts: Sequence[str], pairs: Sequence[str], file: str | None) -> 
     if pairs and len(pairs) != len(texts):
         raise DataError(f"--pair: {len(texts)} texts and {len(pairs)} second texts; give each one")
     if not pairs:
-        return Texts([{"": text} for text in texts])
-    return Texts([{"": a, "pair": b} for a, b in zip(texts, pairs, strict=True)])
+        return Texts([{"text": text} for text in texts])
+    return Texts([{"text": a, "pair": b} for a, b in zip(texts, pairs, strict=True)])
 
 
 def _read_file(file: str) -> Texts:
     if file == "-":
-        return Texts(_lines(sys.stdin.read()), "the input")
+        try:
+            return Texts(_lines(sys.stdin.read()), "the input")
+        except UnicodeDecodeError as error:
+            raise DataError("--file -: the input is not UTF-8; write it so") from error
     path = Path(file).expanduser()
     if path.suffix.lower() not in KINDS:
         raise DataError(f"--file {file}: is none of {', '.join(KINDS)}")
@@ -101,15 +114,16 @@ def _read_file(file: str) -> Texts:
         raise DataError(f"--file {file}: can't be read ({reason})") from error
     match path.suffix.lower():
         case ".csv":
-            return Texts(_csv(content, file), file)
+            return Texts(_csv(content, file), file, named=True)
         case ".jsonl":
-            return Texts(_jsonl(content, file), file)
+            return Texts(_jsonl(content, file), file, named=True)
         case _:
             return Texts(_lines(content), file)
 
 
 def _lines(content: str) -> list[dict[str, str]]:
-    return [{"": line} for line in content.splitlines() if line.strip()]
+    # Not splitlines, here and below: texts may hold U+2028 and other breaks that end no line.
+    return [{"text": line} for line in content.split("\n") if line.strip()]
 
 
 def _csv(content: str, file: str) -> list[dict[str, str]]:
@@ -125,11 +139,15 @@ def _csv(content: str, file: str) -> list[dict[str, str]]:
 
 
 def _jsonl(content: str, file: str) -> list[dict[str, str]]:
+    """Return the texts of each line's object; what is no text (null, a list) is left out."""
     rows = []
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
-            rows.append({str(name): str(text) for name, text in row.items()})
+            told = {str(k): str(v) for k, v in row.items() if isinstance(v, str | int | float)}
+            rows.append(told)
         except (ValueError, AttributeError) as error:
             raise DataError(f"--file {file}: line {number} is no JSON object") from error
     return rows

@@ -25,7 +25,7 @@ from atlas_flwr.config.suite_cells import Cell
 from atlas_flwr.engine.launch_signals import signals_wait
 from atlas_flwr.engine.orphan import PARENT
 from atlas_flwr.errors import AtlasError, RunStopped
-from atlas_flwr.results.events import follow_events
+from atlas_flwr.results.events import cut_events, follow_events
 from atlas_flwr.results.writing import atomic_write
 
 LOG = "errors.log"
@@ -194,7 +194,7 @@ class Children:
             "argv": sys.argv,
         }
         events = folder / EVENTS
-        before = events.stat().st_size if going_on and events.exists() else 0
+        before = cut_events(events) if going_on else 0
         with signals_wait(), Path(f"{base}.log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "atlas_flwr.apps.suites.child", json.dumps(told)],

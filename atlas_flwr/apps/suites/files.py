@@ -59,12 +59,15 @@ class SuiteFiles:
         self.choices: dict[Pair, Values] = {}
         self._pairs: dict[str, Any] = read_json(out / "tuned.json").get("pairs", {})
         # What an earlier call wrote: the pairs of this one are replaced while it goes on.
-        self._failed = {
-            score["path"]: str(score["error"])
-            for pair in self._pairs.values()
-            for score in pair["scores"]
-            if score["error"] is not None
-        }
+        try:
+            self._failed = {
+                score["path"]: str(score["error"])
+                for pair in self._pairs.values()
+                for score in pair["scores"]
+                if score["error"] is not None
+            }
+        except (AttributeError, LookupError, TypeError) as error:
+            raise ResultError(f"{out / 'tuned.json'}: is not a suite's; move it away") from error
 
     def write_provenance(self) -> None:
         """Write ``provenance.json``: the suite, its base and this call; earlier calls are kept."""

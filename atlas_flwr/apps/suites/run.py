@@ -125,7 +125,10 @@ class _Runner:
             return
         for line in self.failures:
             self.view.say(f"failed  {line}", "bold red")
-        raise RunFailed(f"{len(self.failures)} failed; the same command runs them again")
+        again = "the same command runs them again"
+        if any(line.startswith("tune ") for line in self.failures):
+            again += ", but not the tuned values"
+        raise RunFailed(f"{len(self.failures)} failed; {again}")
 
     def _next(self) -> Cell | None:
         """Take the first cell whose values are known; while there is none, None."""

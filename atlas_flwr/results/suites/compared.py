@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from atlas_flwr.errors import ResultError
+from atlas_flwr.results.series import count
 from atlas_flwr.results.stats import Paired, holm, paired
 from atlas_flwr.results.suites.rows import SuiteRun, check_metric, check_name, less_is_better
 
@@ -136,10 +137,8 @@ def analyse(
     settings = tuple(dict.fromkeys(run.setting for run in runs))
     if baseline is not None:
         check_name("--baseline", baseline, labels)
-    if target is not None and metric not in TARGETS:
-        raise ResultError(
-            f"--target: {metric} is not measured every round; --metric takes {', '.join(TARGETS)}"
-        )
+    if target is not None:
+        _check_target(metric, target)
     chosen = baseline or labels[0]
     groups: dict[tuple[str, str], list[SuiteRun]] = {}
     for run in runs:
@@ -151,6 +150,17 @@ def analyse(
     return Analysis(
         metric, chosen, settings, labels, lines, family, confidence, target, tuple(notes)
     )
+
+
+def _check_target(metric: str, target: float) -> None:
+    if metric not in TARGETS:
+        raise ResultError(
+            f"--target: {metric} is not measured every round; --metric takes {', '.join(TARGETS)}"
+        )
+    most = math.inf if TARGETS[metric] == "loss" else 1.0
+    if not (0 < target <= most and math.isfinite(target)):
+        kind = "a number above 0" if most > 1 else "a share above 0, at most 1, e.g. 0.70"
+        raise ResultError(f"--target: {target:g}: {metric} is {kind}")
 
 
 def _line(runs: Sequence[SuiteRun], metric: str, target: float | None) -> Line:
@@ -261,9 +271,16 @@ def _notes(
     without = [s for s in dict.fromkeys(run.setting for run in runs) if (s, baseline) not in lines]
     if without:
         notes.append(f"The baseline {baseline} has no run in {', '.join(without)}.")
+    for key, line in lines.items():
+        every = sum((run.setting, run.label) == key for run in runs)
+        if line.n < every:
+            notes.append(
+                f"{'/'.join(key)}: {every - line.n} of {count(every, 'run')} without this number; "
+                "its mean is over the others."
+            )
     dropped = sum(line.against.dropped for line in lines.values() if line.against)
     if dropped:
-        notes.append(f"{dropped} runs have no partner of the same seed and are in no difference.")
+        notes.append(f"Seeds that only one of the two has, in no difference: {dropped}.")
     gone = sum(run.folder is None for run in runs)
     if target is not None and gone:
         notes.append(

@@ -15,7 +15,7 @@ from atlas_flwr.results.plots_maps import INK, MARKERS, QUIET
 from atlas_flwr.results.series import PALETTE
 from atlas_flwr.results.suites.compared import Analysis, Line
 from atlas_flwr.results.suites.curves import Band
-from atlas_flwr.results.suites.rows import MB, less_is_better, unit_of, words
+from atlas_flwr.results.suites.rows import MB, heading, less_is_better, unit_of, words
 
 TOGETHER = 7  # curves that one pair of axes can hold; more get a panel each
 COLUMNS = 4
@@ -117,11 +117,13 @@ def _axis(axes: Axes, found: Sequence[Band], axis: Axis) -> None:
 
 
 def _bytes_axis(axes: Axes, mb: Sequence[float]) -> None:
-    there = [each for each in mb if each > 0]
-    if there and max(there) / min(there) > FAR_APART:
+    # A logarithmic axis has no place for who moves nothing.
+    if min(mb) > 0 and max(mb) / min(mb) > FAR_APART:
         axes.set_xscale("log")
         # Matplotlib's own labels are formulas, which the style shows as they are written.
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
 
 
 def _seeds(counts: Sequence[int]) -> str:
@@ -150,7 +152,7 @@ def draw_final(figure: Figure, lines: Sequence[Line], found: Analysis, setting: 
         axes.plot([mean], [y], "D", ms=7, color=PALETTE[0], zorder=3)
     _rows(axes, [line.label for line in ordered])
     axes.set_xlabel(words(found.metric))
-    axes.set_title(f"{words(found.metric).capitalize()}: {setting}")
+    axes.set_title(f"{heading(found.metric)}: {setting}")
     spread = _seeds([line.n for line in lines])
     more = any(line.n > 1 for line in lines)
     told = (
@@ -193,7 +195,7 @@ def draw_front(figure: Figure, lines: Sequence[Line], found: Analysis, setting: 
     axes.grid(visible=True, axis="both")
     axes.set_xlabel("MB moved, up and down")
     axes.set_ylabel(words(found.metric))
-    axes.set_title(f"{words(found.metric).capitalize()} against bytes: {setting}")
+    axes.set_title(f"{heading(found.metric)} against bytes: {setting}")
     axes.legend(
         loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=0, handletextpad=0, fontsize=10
     )

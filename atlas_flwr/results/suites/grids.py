@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from atlas_flwr.results.series import show
 from atlas_flwr.results.stats import Paired
 from atlas_flwr.results.suites.compared import Analysis, Line
-from atlas_flwr.results.suites.rows import MB, less_is_better, unit_of, words
+from atlas_flwr.results.suites.rows import MB, heading, less_is_better, unit_of, words
 
 ABSENT = "–"
 MINUS = "−"
@@ -68,7 +68,7 @@ def _scores(found: Analysis) -> Grid:
         "One seed has no spread."
     )
     columns = ("strategy", *found.settings)
-    return Grid("scores", words(found.metric).capitalize(), columns, [(None, rows)], caption)
+    return Grid("scores", heading(found.metric), columns, [(None, rows)], caption)
 
 
 def _spread(found: Analysis, line: Line) -> str:

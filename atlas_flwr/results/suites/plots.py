@@ -29,7 +29,7 @@ from atlas_flwr.results.suites.draw import (
     draw_front,
     row_size,
 )
-from atlas_flwr.results.suites.rows import SuiteRun, words
+from atlas_flwr.results.suites.rows import SuiteRun, heading, words
 from atlas_flwr.results.writing import atomic_write
 
 Form = Literal["png", "pdf", "svg"]
@@ -118,17 +118,21 @@ def _by_round(
     """Draw what needs run directories."""
     key = TARGETS.get(found.metric, "accuracy")
     curves = bands(runs, key)
-    if not curves:
+    if all(run.folder is None for run in runs):
         missing.append(f"{setting}: no run directory beside results.csv: no curves, no clients")
         return []
+    drawn = {band.label for band in curves}
+    if lost := [run.label for run in runs if run.folder and run.label not in drawn]:
+        names = ", ".join(dict.fromkeys(lost))
+        missing.append(f"{setting}: no round with a number of every seed: {names} not in curves")
     if gone := sum(run.folder is None for run in runs):
         missing.append(
             f"{setting}: {gone} of {len(runs)} runs have no run directory: not in curves"
         )
     size = curve_size(len(curves))
-    title = f"{words(key).capitalize()}: {setting}"
+    title = f"{heading(key)}: {setting}"
     paths = []
-    for axis in AXES:
+    for axis in AXES if curves else ():
         draw_axis = partial(draw_curves, found=curves, axis=axis, title=title, unit=words(key))
         paths.append(sheet.draw(f"{key}-by-{axis}{ending}", size, draw_axis))
     clients = client_map(runs, setting)

@@ -23,6 +23,7 @@ _FROM_SUMMARY: Mapping[str, Callable[[Mapping[str, Any]], float | None]] = {
     "peak_memory_mb": lambda s: s["peak_memory_mb"],
 }
 _LESS_IS_BETTER = ("bytes", "loss", "own_loss", "seconds", "peak_memory")
+_ERRORS = ("aggregation_error", "truncation_error", "compression_error")
 MB = 1e6
 
 
@@ -93,10 +94,12 @@ def read_suites(paths: Sequence[Path]) -> list[SuiteRun]:
         for run in _read(file):
             key = (run.setting, run.label, run.seed)
             if key in runs:
-                raise ResultError(
-                    f"{file}: {run.setting}/{run.label} seed {run.seed} is in {homes[key]} too; "
-                    "give one of them"
-                )
+                name = f"{run.setting}/{run.label} seed {run.seed}"
+                if homes[key] == file:
+                    raise ResultError(
+                        f"{file}: {name} is there twice; leave one line, and name a folder once"
+                    )
+                raise ResultError(f"{file}: {name} is in {homes[key]} too; give one of them")
             runs[key], homes[key] = run, file
     if not runs:
         raise ResultError(f"{', '.join(map(str, paths))}: no finished run; run atlas suite first")
@@ -114,7 +117,8 @@ def _csv_of(path: Path) -> Path:
 
 def _read(file: Path) -> Iterable[SuiteRun]:
     try:
-        with file.open(encoding="utf-8", newline="") as opened:
+        # A spreadsheet puts a mark before the first name.
+        with file.open(encoding="utf-8-sig", newline="") as opened:
             reader = csv.DictReader(opened, strict=True)
             rows, columns = list(reader), reader.fieldnames or ()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -189,10 +193,10 @@ def check_name(option: str, name: str, known: Iterable[str]) -> None:
 def less_is_better(metric: str) -> bool:
     """Whether a smaller number of the metric is the better one.
 
-    >>> less_is_better("bytes_up"), less_is_better("accuracy")
-    (True, False)
+    >>> less_is_better("bytes_up"), less_is_better("accuracy"), less_is_better("accuracy_no_error")
+    (True, False, False)
     """
-    return metric.startswith(_LESS_IS_BETTER) or metric.endswith("_error")
+    return metric.startswith(_LESS_IS_BETTER) or metric in _ERRORS
 
 
 def unit_of(metric: str) -> tuple[float, str, int]:
@@ -219,3 +223,13 @@ def words(metric: str) -> str:
     unit = unit_of(metric)[1]
     name = metric.removesuffix("_mb").replace("_", " ")
     return f"{name} ({unit})" if unit else name
+
+
+def heading(metric: str) -> str:
+    """Return a metric's words as they begin a line; its unit stays as it is.
+
+    >>> heading("bytes_up")
+    'Bytes up (MB)'
+    """
+    text = words(metric)
+    return text[:1].upper() + text[1:]

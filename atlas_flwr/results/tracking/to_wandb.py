@@ -17,6 +17,10 @@ class WeightsAndBiases:
     def start(self, card: Card) -> int:
         """Begin; offline, one file is written anew, since no line of it can be taken back."""
         mode: Any = os.environ.get("WANDB_MODE") or "offline"
+        if mode not in _MODES:
+            raise ValueError(f"WANDB_MODE: '{mode}' is none of {', '.join(_MODES)}")
+        # Without a network W&B's own 90 s would keep a run from ending.
+        os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
         own = {f"WANDB_{name}_DIR": str(card.folder / f".{name.lower()}") for name in _PLACES}
         os.environ.update(own | {"WANDB_ERROR_REPORTING": "false"})
         import wandb  # noqa: PLC0415
@@ -57,6 +61,7 @@ class WeightsAndBiases:
         self._run.finish(exit_code=0 if status in ("completed", "stopped") else 1)
 
 
+_MODES = ("offline", "online", "shared", "disabled")
 _PLACES = ("CONFIG", "CACHE", "DATA", "ARTIFACT")
 
 

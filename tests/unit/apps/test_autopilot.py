@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,43 @@ def test_one_client_is_measured_in_a_process_of_its_own(config_of: Callable[...,
     tight = {**found, "free_mb": found["base_mb"] * 0.5}
     with pytest.raises(ConfigError, match="one client needs"):
         plan_of(tight, config)
+
+
+@pytest.mark.slow
+def test_a_micro_batch_that_was_asked_for_is_no_lack_of_memory(
+    config_of: Callable[..., Config],
+) -> None:
+    found = measured_apart(config_of(engine={"device": "cpu", "micro-batch": 2}))
+    assert (found["batch"], found["measured_batch"]) == (2, 2)
+    assert len(plan_of(found, config_of()).reasons) == 1  # not "does not fit"
+
+
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        ("print('{\"peak_mb\": 1}'); print('bye {}')", None),
+        ("print('bye')", "it told nothing"),
+        ("pass", "it told nothing"),
+        ("import os; os.kill(os.getpid(), 9)", "exit code -9"),
+        ("import time; time.sleep(60)", "no end after 2 s"),
+    ],
+)
+def test_whatever_a_measurement_says_at_its_end(
+    says: str, told: str | None, config_of: Callable[..., Config], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """An interpreter that answers in its place: libraries print, the system kills, cards hang."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} -c {shlex.quote(says)}\n")
+    python.chmod(0o755)
+    config = config_of()
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(autopilot, "_SECONDS", 2.0)
+    if told is None:
+        assert measured_apart(config) == {"peak_mb": 1}
+        return
+    with pytest.raises(RunFailed, match=f"measuring one client failed .{told}"):
+        measured_apart(config)
 
 
 @pytest.mark.slow

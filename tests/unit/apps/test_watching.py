@@ -10,6 +10,7 @@ from rich.console import Console
 
 from atlas_flwr.apps import watching
 from atlas_flwr.apps.watching import watch, writes
+from atlas_flwr.errors import ResultError
 
 ROUND = {
     **{"round": 1, "accuracy": 0.5, "loss": 1.0, "train_loss": 1.0, "time_seconds": 1.0},
@@ -98,3 +99,28 @@ def test_a_run_that_ends_is_watched_to_its_end(tmp_path, monkeypatch):
     code, text = watched(folder)
     assert code == 0
     assert [line.split("  ")[1] for line in text.splitlines()] == ["round 1/2", "completed"]
+
+
+def test_a_suite_that_has_just_begun_is_waited_for(tmp_path):
+    if not Path("/proc/locks").exists():
+        pytest.skip("/proc/locks is Linux's: elsewhere nobody says who holds a lock")
+    with pytest.raises(ResultError, match="holds no run yet"):
+        watched(tmp_path, once=True)
+    with FileLock(tmp_path / watching.SUITE_LOCK):
+        code, text = watched(tmp_path, once=True)
+    assert (code, "0 of 0 runs completed" in text) == (0, True)
+
+
+def test_a_run_that_a_suite_renames_in_the_meantime_ends_nothing(tmp_path, monkeypatch):
+    gone = run_in(tmp_path / "s/a/seed-2", "failed")
+    run_in(tmp_path / "s/a/seed-1", "completed")
+    find = watching.runs_in
+
+    def late(folder):
+        found = find(folder)
+        if gone.exists():
+            gone.rename(gone.with_name("seed-2.failed-1"))
+        return found
+
+    monkeypatch.setattr(watching, "runs_in", late)
+    assert watched(tmp_path)[0] == 0

@@ -96,6 +96,8 @@ def test_what_it_says_is_what_it_chose() -> None:
     )
     cores = plan(Need(1_500, 900, 16), Room(14_000, 16_000, cpus=2), 30)
     assert cores.reasons[0].endswith("limited by CPU cores")
+    all_ = plan(Need(1_500, 900, 16), Room(14_000, 16_000, cpus=2), 2)
+    assert all_.reasons[0].endswith("limited by clients")  # more cores would change nothing
     two = plan(Need(1_500, 900, 16), Room(14_000, 16_000, gpus=2, cpus=64), 30)
     assert (two.workers, two.per_gpu) == (16, 8)
     assert "8 clients share a GPU (16 at a time on 2 GPUs)" in two.reasons[0]

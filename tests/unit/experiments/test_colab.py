@@ -71,6 +71,25 @@ def test_the_zip_has_what_is_read_and_not_what_is_resumed(tmp_path: Path) -> Non
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["results.zip"]
 
 
+def test_the_folder_one_stands_in_can_be_zipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "a.json").write_text("{}")
+    monkeypatch.chdir(tmp_path / "results")
+    assert zip_results(".") == tmp_path / "results.zip"
+
+
+def test_what_an_earlier_session_saw_of_a_gpu_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "gpu.csv").write_text("Tesla T4, 77, 4000, 15360\n")
+    with GpuLog(tmp_path / "gpu.csv") as log:
+        assert log.summary().startswith("Tesla T4")
+    assert log.path.exists()
+
+
 def test_outside_colab_a_download_says_where_the_file_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

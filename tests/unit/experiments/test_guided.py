@@ -148,7 +148,7 @@ def test_events_become_the_guides_lines(capsys: pytest.CaptureFixture[str]) -> N
         "  Accuracy: 0.7234, Loss: 0.5642, Time: 287.3s",
         "[ROUND 3/5]",
         "  Accuracy: n/a, Loss: n/a, Time: 1.0s",
-        "[DONE] Full validation sets: Accuracy: 0.7500, Loss: 0.5000",
+        "[DONE] Whole evaluation sets: Accuracy: 0.7500, Loss: 0.5000",
     ]
 
 

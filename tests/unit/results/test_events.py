@@ -5,7 +5,7 @@ import json
 import pytest
 
 from atlas_flwr.errors import ResultError
-from atlas_flwr.results.events import append_event, follow_events
+from atlas_flwr.results.events import append_event, cut_events, follow_events
 
 NOTES = [{"event": "note", "partition": n, "text": "größer\nline"} for n in (None, 1, 2)]
 
@@ -51,3 +51,17 @@ def test_events_lacking_fields_are_not_written(tmp_path, event):
     with pytest.raises(ValueError, match=r"lacks|none of"):
         append_event(tmp_path / "e", event)
     assert not (tmp_path / "e").exists()
+
+
+def test_a_session_s_first_line_never_stands_behind_half_a_line(tmp_path):
+    path = tmp_path / "events.jsonl"
+    assert cut_events(path) == 0
+    append_event(path, NOTES[0])
+    whole = path.stat().st_size
+    with path.open("ab") as file:
+        file.write('{"event": "note", "text": "ö'.encode()[:-1])
+    assert cut_events(path) == whole == cut_events(path)
+    append_event(path, NOTES[1])
+    assert list(follow_events(path, lambda: True)) == NOTES[:2]
+    path.write_bytes(b"half")
+    assert cut_events(path) == 0

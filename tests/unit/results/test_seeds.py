@@ -76,3 +76,24 @@ def test_page_and_terminal_say_how_many_seeds(seeded, tmp_path):
 def test_runs_of_one_seed_have_no_table_over_seeds(seeded, tmp_path):
     write_comparison([seeded("fedavg", 1), seeded("local_only", 1)], tmp_path)
     assert "±" not in (tmp_path / "comparison.html").read_text(encoding="utf-8")
+
+
+def test_a_seed_that_diverged_is_not_counted_in_a_mean(seeded, tmp_path):
+    runs = [seeded("fedavg", 1, 0.5), seeded("fedavg", 2, 0.7), seeded("fedavg", 3)]
+    runs[2].summary["final"]["accuracy"] = None
+    for record in runs[2].rounds:
+        record["accuracy"] = None
+    (panel,) = compare(runs).panels
+    (group,) = groups_of(panel.runs)
+    assert group.score("accuracy") == "0.6000 ± 0.1414 (n = 2)"
+    assert "(n" not in group.score("loss")
+    write_comparison(runs, tmp_path / "c")
+    page = (tmp_path / "c/comparison.html").read_text()
+    assert "0.6000 ± 0.1414 (n = 2)" in page
+    assert "not in the curves: fedavg (n = 3)" in page
+
+
+def test_many_runs_have_room_in_the_picture(make_run, tmp_path):
+    runs = [make_run(f"r{i}", name=f"strategy-{i}", strategy=f"s{i}", rounds=1) for i in range(25)]
+    write_comparison(runs, tmp_path / "c")  # Matplotlib warns where the axes have no room left
+    assert (tmp_path / "c/comparison.png").stat().st_size > 20_000

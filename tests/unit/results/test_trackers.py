@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -209,3 +210,28 @@ def test_no_tracker_starts_no_process(told, tmp_path):
     trackers.start(told[0], told[1])
     trackers.end(told[2])
     assert not Path(tmp_path / "trackers").exists()
+
+
+def test_a_tracker_that_is_killed_and_a_folder_that_is_gone_are_one_note(told, tmp_path):
+    rounds, rows, summary = told
+    for code, words in ((-9, "was ended by signal 9"), (1, "No such file or directory")):
+        out, notes = tmp_path / f"out{code}", []
+        trackers = started("tensorboard", out, [], [], notes)
+        (child,) = trackers._children.values()
+        if code > 0:
+            child.send({"log": 1})  # it can't take that
+        else:
+            child._process.kill()
+        child._process.wait(60)
+        shutil.rmtree(out)
+        trackers.round(rounds[0], rows)
+        trackers.end(summary)
+        (note,) = notes
+        assert words in note
+
+
+def test_a_mode_that_wandb_does_not_know_is_told_in_one_line(told, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    notes = []
+    started("wandb", tmp_path, *told[:2], notes).end(told[2])
+    assert "WANDB_MODE: 'ofline' is none of offline, online" in notes[0]

@@ -140,3 +140,40 @@ def test_a_broken_line_is_named(run):
     (run.path / "events.jsonl").write_text("{\n{}\n")
     with pytest.raises(ResultError, match=r"events\.jsonl: a line is not JSON"):
         look(run.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("events.jsonl", b"3\n"),
+        ("events.jsonl", b'{"event": "phase"}\n'),
+        ("events.jsonl", b"\0" * 9 + b"\n"),
+        ("events.jsonl", b"\xc3\n"),
+        ("rounds.jsonl", b'{"round": 4}\n'),
+        ("config.toml", b"run = 3\n"),
+        ("config.toml", b'[run]\nrounds = "many"\n'),
+    ],
+)
+def test_what_no_run_writes_is_one_line_that_names_the_file(run, name, line):
+    (run.path / name).write_bytes(line)
+    with pytest.raises(ResultError, match=name.replace(".", r"\.")):
+        look(run.path)
+
+
+def test_a_letter_that_is_half_written_waits(going):
+    with (going.path / "events.jsonl").open("ab") as file:
+        file.write('{"event": "note", "partition": 1, "text": "größer"'.encode()[:-5])
+    assert look(going.path).notes == ("client 2: micro-batch 4",)
+
+
+def test_others_words_are_one_line_without_escapes(going):
+    events(going, START, {"event": "note", "partition": 1, "text": "a\x1b[2J\nb" + "x" * 9999})
+    text = shown(panel(look(going.path)), width=600)
+    assert "client 1: a?[2J?bxxx" in text
+    assert text.count("x") < 600
+
+
+def test_a_run_that_was_put_away_is_no_run_of_the_suite(make_run, tmp_path):
+    make_run("suite/iid/fedavg/seed-1")
+    make_run("suite/iid/fedavg/seed-1.failed-1")
+    assert [path.name for path in runs_in(tmp_path / "suite")] == ["seed-1"]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
+import torch
 
 from atlas_flwr.models.adapter_io import read_parts, write_parts
 from atlas_flwr.models.backbone import LoadedModel, ModelSpec, load
-from atlas_flwr.training.local import TrainResult, TrainSpec, train
+from atlas_flwr.training.local import Goal, TrainResult, TrainSpec, train
 from atlas_flwr.types import ModelParts
 from fakes import FakeTable, random_parts
 
@@ -52,3 +54,38 @@ def test_as_many_rows_as_a_batch_has_are_the_same_bits(loaded: LoadedModel) -> N
     parts, _ = trained(loaded, 8)
     for name, tensor in whole.body().items():
         np.testing.assert_array_equal(parts.body()[name], tensor)
+
+
+@pytest.mark.parametrize("adaptation", ["lora", "full"])
+def test_decay_clipping_and_terms_count_once_a_step(
+    adaptation: Literal["lora", "full"], folder_of: Callable[[str], str]
+) -> None:
+    """Short last batches too: 21 rows in batches of 8, passed 3 at a time."""
+    spec = TrainSpec(
+        batch_size=8, device="cpu", precision="fp32", learning_rate=1e-3, weight_decay=0.1,
+        max_grad_norm=0.05,
+    )  # fmt: skip
+    loaded = load(ModelSpec(folder_of("gpt2"), adaptation=adaptation), 2, 0)
+    kept = read_parts(loaded)  # the loaded model is shared: it is given back as it was
+    start = random_parts(loaded, 0, spread=0.1) if adaptation == "lora" else kept
+    ends = []
+    for micro in (None, 3):
+        write_parts(loaded, start)
+        for module in loaded.model.modules():
+            if hasattr(module, "p") and isinstance(module.p, float):
+                module.p = 0.0
+        anchors = [p.detach() + 0.1 for p in loaded.trainable()]
+        goal = Goal(
+            prox_mu=0.5,
+            anchors=anchors,
+            penalty=lambda: sum(p.square().sum() for p in loaded.trainable()),
+        )
+        how = replace(spec, micro_batch=micro)
+        result = train(loaded, FakeTable(24), ROWS[:21], how, np.random.default_rng(0), 0, goal)
+        assert result.steps == 3
+        ends.append((result.loss, [p.detach().clone() for p in loaded.trainable()]))
+    write_parts(loaded, kept)
+    (loss, whole), (again, parts) = ends
+    assert again == pytest.approx(loss, rel=1e-5)
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(other, one, atol=2e-4, rtol=0)

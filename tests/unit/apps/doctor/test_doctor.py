@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
+import subprocess
 import sys
 import time
 from collections import namedtuple
@@ -22,6 +24,7 @@ from atlas_flwr.apps.doctor import network as doctor_network
 from atlas_flwr.apps.doctor import packages as doctor_packages
 from atlas_flwr.apps.doctor import report as doctor
 from atlas_flwr.apps.doctor.checks import Check, fail, ok, warn
+from atlas_flwr.apps.redact import without_secrets
 from hub import local_hub
 
 Usage = namedtuple("Usage", "total used free")
@@ -87,6 +90,48 @@ def test_packages_that_are_missing_or_old_fail_with_the_words_to_type(
     assert "pip install 'atlas-flwr[packaged]'" in extras["extra packaged"].fix
     assert extras["extra dp"].status == "ok"  # nobody must have it
     assert "not installed" in extras["extra dp"].told
+
+
+def test_a_package_that_is_there_and_broken_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its version is right; importing it fails, as after half an installation."""
+    info = tmp_path / "half_there-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: half-there\nVersion: 1.0\n")
+    (tmp_path / "half_there.py").write_text("raise ImportError('libhalf.so.3: not found')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(doctor_packages, "requirements", lambda: [Requirement("half-there>=1")])
+    broken, _ = doctor_packages.packages()
+    assert (broken.name, broken.status) == ("half-there", "fail")
+    assert "libhalf.so.3" in broken.told
+    assert broken.fix == "pip install --force-reinstall 'half-there>=1'"
+
+
+@pytest.mark.slow
+def test_the_doctor_answers_when_torch_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.12: not found')\n")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    words = [sys.executable, "-m", "atlas_flwr.apps.cli", "doctor", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
+    told = json.loads(done.stdout)
+    checks = {check["name"]: check for group in told["checks"].values() for check in group}
+    assert (done.returncode, told["healthy"]) == (1, False)
+    assert (checks["torch"]["status"], checks["gpu"]["status"]) == ("fail", "warn")
+    assert "libcudart.so.12" in checks["torch"]["told"]
+    assert checks["clock"]["status"] == "ok"  # the rest was looked at
+
+
+def test_a_look_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def this_folder() -> list[Check]:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    looks = (this_folder, lambda: [ok("a", "b")])
+    monkeypatch.setattr(doctor, "_GROUPS", (("Machine", looks),))
+    healthy, text = examined(False, False)
+    assert healthy
+    assert "this folder" in text
+    assert "FileNotFoundError" in text
 
 
 def test_every_extra_for_users_is_explained() -> None:
@@ -158,6 +203,17 @@ def test_the_hub_is_asked_once_and_only_if_it_may_be(monkeypatch: pytest.MonkeyP
     assert gone.status == "warn"
     assert "does not answer" in gone.told
     assert "\n" not in gone.told
+
+
+def test_no_password_of_an_address_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://me:word@127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    (found,) = doctor_network.hub()
+    assert found.status == "warn"
+    assert "word" not in found.told
+    assert "http://***@127.0.0.1:9" in found.told
+    assert without_secrets("Illegal header b'Bearer hf_x'", None, "hf_x").endswith("Bearer ***'")
 
 
 def test_a_clock_that_is_off_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

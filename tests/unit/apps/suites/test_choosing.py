@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from atlas_flwr.apps.suites.files import SuiteFiles
 from atlas_flwr.apps.suites.folders import set_aside
 from atlas_flwr.apps.suites.run import choose
+from atlas_flwr.config.suite_cells import Suite, load_suite
+from atlas_flwr.errors import ResultError
 
 
 @pytest.mark.parametrize(
@@ -38,3 +41,32 @@ def test_what_is_put_aside_never_lands_on_another(tmp_path: Path) -> None:
         (folder / "x").write_text(str(number))
         assert set_aside(folder) == tmp_path / f"seed-1.failed-{number}"
     assert (tmp_path / "seed-1.failed-1" / "x").read_text() == "1"
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Suite:
+    (tmp_path / "base.toml").write_text('[run]\nname = "b"\n')
+    (tmp_path / "s.toml").write_text(
+        'name = "s"\nbase = "base.toml"\nseeds = [1]\n[[run]]\nstrategy = "fedavg"\n'
+    )
+    return load_suite(tmp_path / "s.toml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"pairs": 3}',
+        '{"pairs": {"a/b": []}}',
+        '{"pairs": {"a/b": {"scores": [{"path": "x"}]}}}',
+        '{"pairs": {"a/b": {"scores": 3}}}',
+        "[]",
+        "{",
+    ],
+)
+def test_a_file_of_scores_that_no_suite_wrote_is_one_line(
+    suite: Suite, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "tuned.json").write_text(text)
+    with pytest.raises(ResultError, match=r"tuned\.json: .*move it away"):
+        SuiteFiles(suite, tmp_path)
+    assert (tmp_path / "tuned.json").read_text() == text

@@ -184,7 +184,7 @@ def test_a_seed_without_a_partner_is_dropped_and_counted(tmp_path: Path) -> None
     against = found.lines["s", "b"].against
     assert against is not None
     assert (against.n, against.dropped) == (2, 1)
-    assert "1 runs have no partner" in found.notes[0]
+    assert found.notes == ("Seeds that only one of the two has, in no difference: 1.",)
 
 
 def test_when_a_target_is_reached(whole: Path) -> None:

@@ -77,8 +77,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
     >>> did_you_mean("fedavgg", ["fedavg", "fedprox"])
     " (did you mean 'fedavg'?)"
+    >>> did_you_mean("SST2", ["sst2"])
+    " (did you mean 'sst2'?)"
     >>> did_you_mean("zzz", ["fedavg"])
     ''
     """
-    near = get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" (did you mean '{near[0]}'?)" if near else ""
+    spelled = {name.lower(): name for name in known}
+    near = get_close_matches(word.lower(), list(spelled), n=1, cutoff=0.6)
+    return f" (did you mean '{spelled[near[0]]}'?)" if near else ""

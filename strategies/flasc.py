@@ -31,7 +31,8 @@ class Flasc(EqualRankRule):
     FLASC (Kuo et al. 2024, arXiv 2406.05233; from memory, its text could not be read): the server
     adds the mean of the sparse movements to its own dense adapter. Magnitudes are compared over
     the whole adapter. Zeros travel as one bit each. Entries of A that are not sent are zero at
-    the client, as published.
+    the client, as published. B begins at zero and A does not, so in the first rounds what is served
+    may hold little of B, or none: ``compression_error`` tells how much is left behind.
     """
 
     options_type = FlascOptions

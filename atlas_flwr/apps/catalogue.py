@@ -36,6 +36,13 @@ def experiment_file(given: Path) -> Path:
     shipped = shipped_experiments()
     if given.name == str(given) and given.stem in shipped and given.suffix in ("", ".toml"):
         return shipped[given.stem]
+    if given.is_dir():
+        raise ConfigError(f"{given}: is a folder; name the experiment's TOML file in it")
+    if (
+        given.stem.startswith("suite_")
+        and (shipped["demo"].parent / f"{given.stem}.toml").is_file()
+    ):
+        raise ConfigError(f"{given}: is a suite, not an experiment: atlas suite {given.stem}")
     near = did_you_mean(str(given), shipped)
     raise ConfigError(f"{given}: no such file{near}; shipped experiments: {', '.join(shipped)}")
 

@@ -6,6 +6,7 @@ Exit codes: 0 completed, 1 failed, 2 bad input (one line, nothing overwritten), 
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 
 from click.exceptions import ClickException, NoArgsIsHelpError
 from rich.console import Console
@@ -23,6 +24,9 @@ _INTERRUPTED = 130  # what Typer makes of Ctrl-C
 
 def main() -> None:
     """Run the command line; errors raised on purpose become one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a narrow code page shows "?" for what it lacks
+            stream.reconfigure(errors="replace")
     try:
         from atlas_flwr.apps import guard  # noqa: F401, PLC0415 - checks; its error is one line
 

@@ -42,7 +42,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 def evaluate(message: Message, context: Context) -> Message:
-    """Score what is sent on the client's own slice, or on the task's full set."""
+    """Score what is sent on the client's own slice, or on the task's whole evaluation set."""
     from atlas_flwr.apps import visit  # noqa: PLC0415
 
     return visit.evaluate(message, read_home(context.node_config))

@@ -31,7 +31,7 @@ class DataFacts:
 
     Attributes:
         tasks: The tasks' classes.
-        rows: Each partition's rows; the full set counts as 0 where only clients can know.
+        rows: Each partition's rows; the whole set counts as 0 where only clients can know.
         longest: Tokens of each partition's longest training row, or a bound on them.
         dealt: Whether the server dealt the rows itself.
         own_vaults: Partitions whose private parts lie on a disk that the server can't read.

@@ -65,7 +65,7 @@ def train(message: Message, home: Home) -> Message:
 
 @memory_given_back()
 def evaluate(message: Message, home: Home) -> Message:
-    """Score what is sent on the client's own slice, or on the task's full set."""
+    """Score what is sent on the client's own slice, or on the task's whole evaluation set."""
     visit = _Visit(message, home)
     job = visit.job
     loss, rows, metrics = visit.client.evaluate(to_arrays(job.parts)[0], {})

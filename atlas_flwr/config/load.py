@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -207,16 +208,41 @@ def _spelled(config: Config) -> Config:
 
 def _one_line(error: ValidationError) -> str:
     """Return the first refusal as ``dotted.path: what must hold, got value``."""
-    first = error.errors(include_url=False)[0]
-    path = _dotted(first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = _keys_at(first["loc"][:-1])
-        word = str(first["loc"][-1])
-        return f"{path}: unknown key{did_you_mean(word, known) or '; known: ' + ', '.join(known)}"
-    if first["type"] == "missing":
-        return f"{path}: is required"
+    # An unknown key first: `rounds = 3` above all sections is why `data` seems to be missing.
+    found = error.errors(include_url=False)
+    first = min(found, key=lambda refusal: refusal["type"] != "extra_forbidden")
+    path, kind = _dotted(first["loc"]), first["type"]
+    if kind == "extra_forbidden":
+        return f"{path}: unknown key{_near_key(first['loc'])}"
+    if kind == "missing":
+        return f"{path}: is required{_EXAMPLES.get(path, '')}"
+    if kind in ("tuple_type", "list_type"):
+        return f"{path}: {_as_list(path, first['input'])}, got {first['input']!r}"
+    if kind == "string_pattern_mismatch":  # names only; nobody should have to read a pattern
+        must = "should be letters, digits, '.', '_' or '-', at most 64, and begin with none of .-_"
+        return f"{path}: {must}, got {first['input']!r}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{path}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+
+
+def _as_list(path: str, value: Any) -> str:
+    """Return how a list is written, with the user's own value in it."""
+    if isinstance(value, Mapping):
+        return f"is a list of tables: write [[{path}]], with two brackets"
+    return f"should be a list, e.g. {json.dumps([value], default=str, ensure_ascii=False)}"
+
+
+_EXAMPLES = dict.fromkeys(("data", "data.tasks"), ', e.g. [data] tasks = ["bbc", "tweets"]')
+
+
+def _near_key(loc: tuple[int | str, ...]) -> str:
+    """Return what an unknown key may have been: here, or in a section when it has none."""
+    known, word = _keys_at(loc[:-1]), str(loc[-1])
+    if len(loc) == 1:
+        homes = [f"{section}.{word}" for section in known if word in _keys_at((section,))]
+        if homes:
+            return f" (did you mean {' or '.join(repr(home) for home in homes)}?)"
+    return did_you_mean(word, known) or "; known: " + ", ".join(known)
 
 
 def _dotted(loc: tuple[int | str, ...]) -> str:

@@ -76,7 +76,9 @@ def read_columns(path: Path, names: Sequence[str], *, empty: bool = False) -> Co
     try:
         columns = reader(path, names)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: can't be read: {first_line(error)}") from error
+        line = first_line(error)
+        mend = "; save the file as UTF-8" if "utf" in line.lower() else ""
+        raise DataError(f"{path}: can't be read: {line}{mend}") from error
     if not columns[names[0]] and not empty:
         raise DataError(f"{path}: has no rows")
     return columns
@@ -115,10 +117,18 @@ def _check_columns(path: Path, known: Sequence[str], wanted: Sequence[str]) -> N
         if name not in known:
             raise DataError(
                 f"{path}: no column '{name}'{did_you_mean(name, known)}; "
-                f"columns: {', '.join(known)}"
+                f"columns: {', '.join(known)}{_separator(known)}"
             )
         if list(known).count(name) > 1:
             raise DataError(f"{path}: column '{name}' is there twice; keep one")
+
+
+def _separator(known: Sequence[str]) -> str:
+    """Return what a header that is one cell may mean: another separator than the comma."""
+    for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(known) == 1 and mark in known[0]:
+            return f"; cells seem to be separated by {name}: a csv needs commas, a tsv tabs"
+    return ""
 
 
 def _parquet(path: Path, names: Sequence[str]) -> Columns:

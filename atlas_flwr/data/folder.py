@@ -142,7 +142,7 @@ def open_folder(
 
 
 def read_folder(folder: Path, spec: TaskSpec, labels: Sequence[str]) -> TaskRows:
-    """Read a client's rows; its evaluation rows are its own slice, then the full set if it is here.
+    """Read a client's rows; evaluation rows are its own slice, then the whole set if it is here.
 
     Labels are the task's numbers ``0..C-1`` (after its label map) or its class names.
 

@@ -92,7 +92,8 @@ def encode_labels(
             if number != label:
                 raise DataError(
                     f"{places[0]}: column '{column}': labels must be 0..C-1, but no row has "
-                    f"{number} (largest: {names[-1]})"
+                    f"{number} (largest: {names[-1]}); number the classes from 0, or name "
+                    f"them in words, e.g. '{column} {names[-1]}'"
                 )
     numbers = {label: number for number, label in enumerate(names)}
     for row, label in enumerate(validation, start=1):
@@ -108,15 +109,25 @@ def encode_labels(
     )
 
 
-def check_classes(labels: NDArray[np.int64], column: str, place: str) -> None:
+def check_classes(
+    labels: NDArray[np.int64], column: str, place: str, names: Sequence[str] = ()
+) -> None:
     """Refuse a training set with fewer than two classes.
+
+    Args:
+        labels: Class numbers.
+        column: Where they are from.
+        place: The file or split.
+        names: The classes as the file calls them; numbers are shown without.
 
     Raises:
         DataError: Names place, column and the only label.
     """
     found = np.unique(labels)
     if len(found) < 2:
-        only = f"label {found[0]} only" if len(found) else "no rows"
+        only = "no rows"
+        if len(found):
+            only = f"label {names[found[0]] if names else found[0]} only"
         raise DataError(f"{place}: column '{column}' has {only}; at least two classes are needed")
 
 

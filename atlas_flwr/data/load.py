@@ -133,7 +133,7 @@ def _own(spec: TaskSpec, path: Path, seed: int) -> TaskRows:
     # One file is its own validation file until it is split.
     places = (str(files[0]), str(files[-1]))
     train, validation, names = encode_labels(values[0], values[-1], spec.label, places)
-    check_classes(train, spec.label, places[0])
+    check_classes(train, spec.label, places[0], names)
     if len(files) == 1:
         return _split(Rows(texts[0], train), spec, names, seed)
     return TaskRows(Rows(texts[0], train), Rows(texts[1], validation), len(names), names)
@@ -237,8 +237,8 @@ def _split(rows: Rows, spec: TaskSpec, names: tuple[str, ...], seed: int) -> Tas
     train, validation = rows.take(np.flatnonzero(~inside)), rows.take(np.flatnonzero(inside))
     if not part.size:
         raise DataError(
-            f"task.{spec.name}.path: {len(rows.labels)} rows are too few to split 80/20; "
-            "each class needs two"
+            f"task.{spec.name}.path: {len(rows.labels)} rows are too few to split 80/20; each of "
+            f"the {len(names)} classes in column '{spec.label}' needs two rows or more"
         )
     return TaskRows(train, validation, len(names), names)
 

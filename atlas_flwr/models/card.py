@@ -154,8 +154,8 @@ def _what(facts: CardFacts) -> str:
     }[facts.kind]
     names = "\n".join(f"| {i} | {_cell(label)} |" for i, label in enumerate(facts.labels))
     text = (
-        f"# {_cell(facts.name)}\n\n{kind}, on {base_name(facts.base)}, trained by federated learning "
-        f"over {_tasks(facts)} with atlas-flwr.\n\n| class | name |\n|---|---|\n{names}"
+        f"# {_cell(facts.name)}\n\n{kind}, on {base_name(facts.base)}, trained by federated "
+        f"learning over {_tasks(facts)} with atlas-flwr.\n\n| class | name |\n|---|---|\n{names}"
     )
     if len(facts.tasks) > 1:
         text += f"\n\nThe names are those of the task {facts.label_task}; one head serves all."

@@ -146,14 +146,14 @@ def _clients(run: RunResult) -> Chart:
         ]
         final = [(end, p, y) for _, p, y in client_accuracies(run.clients, task, "final")]
         labels = [f"client {p} ({task}), round {x}: {y:.3f}" for x, p, y in own]
-        labels += [f"client {p} ({task}), full set: {y:.3f}" for _, p, y in final]
+        labels += [f"client {p} ({task}), whole set: {y:.3f}" for _, p, y in final]
         points = [(x, y) for x, _, y in own + final]
         groups.append(Series(task, points, colour(index), 0, index, labels))
     groups = [group for group in groups if group.points]
     has_end = any(x == end for group in groups for x, _ in group.points)
     title = "Clients"
     svg = strip_chart("Accuracy of each client", groups, end if has_end else None)
-    caption = "Each client's accuracy on its own rows; at the end on its task's full set."
+    caption = "Each client's accuracy on its own rows; at the end on its task's whole set."
     return Chart(title, caption, Markup(svg), _legend(groups, "dot"))
 
 

@@ -179,7 +179,7 @@ def draw_clients(axes: Axes, run: RunResult) -> None:
                 zorder=3,
             )
     axes.set_ylabel("accuracy")
-    finish(axes, "Accuracy of each client: own rows, at the end the full set")
+    finish(axes, "Accuracy of each client: own rows, at the end the whole set")
     if (run.clients["phase"] == "final").any():
         axes.axvline(last + every / 2, color=QUIET, lw=1, ls=DASHES[2])
         axes.set_xticks([*rounds, last + every])

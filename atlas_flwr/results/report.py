@@ -137,7 +137,7 @@ def _facts(run: RunResult) -> list[dict[str, str]]:
         went += f", in {len(again) + 1} sessions"
     return [
         _fact("Final accuracy", show(final["accuracy"]), "mean over tasks, whole evaluation sets"),
-        _fact("Worst client", show(final["worst_client_accuracy"]), "on its task's full set"),
+        _fact("Worst client", show(final["worst_client_accuracy"]), "on its task's whole set"),
         _fact("Moved", show_bytes(moved["up"] + moved["down"]), traffic),
         _fact("Time", show_seconds(s["seconds"]), went),
         _fact("Peak memory", "–" if memory is None else show_bytes(memory * 1e6), "of one process"),
@@ -197,7 +197,7 @@ def _client_table(run: RunResult) -> Table:
                 ),
             ]
         )
-    columns = ("client", "task", "cluster", "ranks", "rows", "own rows", "full set")
+    columns = ("client", "task", "cluster", "ranks", "rows", "own rows", "whole set")
     more = ("up", "down", "time", "peak MB")
     empty = [i for i in (2, 3) if all(row[i] == "–" for row in rows)]
     keep = [i for i in range(len(columns + more)) if i not in empty]

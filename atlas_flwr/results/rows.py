@@ -21,8 +21,9 @@ class ClientRow:
         round: Round number; the last one for ``phase="final"``.
         partition: Who.
         task: The client's task.
-        phase: ``"train"``, ``"evaluate"`` (own slice), ``"final"`` (the task's full set), or what
-            comes before: ``"fingerprint"``, and ``"score"`` (models compared on training rows).
+        phase: ``"train"``, ``"evaluate"`` (own slice), ``"final"`` (the task's whole evaluation
+            set), or what comes before: ``"fingerprint"``, and ``"score"`` (models compared on
+            training rows).
         cluster: Its cluster from the fingerprint phase on.
         num_examples: Rows the phase used.
         ranks: ``"8"`` when uniform, else compact JSON ``{"module": rank}``; see `compact_ranks`.

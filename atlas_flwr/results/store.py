@@ -74,7 +74,7 @@ class RunWriter:
         """
         _need(out / "config.toml")
         writer = cls(out)
-        lines = _text(out / "rounds.jsonl").splitlines(keepends=True) if rounds else []
+        lines = _lines(out / "rounds.jsonl") if rounds else []
         if len(lines) < rounds:
             raise ResultError(f"{out / 'rounds.jsonl'}: holds {len(lines)} rounds, needs {rounds}")
         if rounds:
@@ -84,7 +84,7 @@ class RunWriter:
                 for row in table.to_pylist()
                 if row["round"] <= rounds and row["phase"] != "final"
             ]
-        atomic_write(out / "rounds.jsonl", "".join(lines[:rounds]))
+        atomic_write(out / "rounds.jsonl", "".join(f"{line}\n" for line in lines[:rounds]))
         _rounds(out / "rounds.jsonl")
         return writer
 
@@ -257,10 +257,15 @@ def _json(path: Path) -> Any:
         raise ResultError(f"{path}: truncated or not JSON ({error})") from error
 
 
+def _lines(path: Path) -> list[str]:
+    """Return a file's lines; not by `splitlines`, for a name may hold what else splits them."""
+    text = _text(path).removesuffix("\n")
+    return text.split("\n") if text else []
+
+
 def _rounds(path: Path) -> list[dict[str, Any]]:
-    lines = _text(path).splitlines()
     try:
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in _lines(path)]
     except json.JSONDecodeError as error:
         raise ResultError(f"{path}: truncated or not JSON lines ({error})") from error
 

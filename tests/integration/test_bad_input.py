@@ -262,3 +262,13 @@ def test_the_program_itself_refuses(
     assert line.startswith("error: ")
     assert all(word in line for word in words)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_terminal_without_these_letters_gets_marks_instead_of_a_trace(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("atlas")
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run(
+        [program, "run", "dämo"], capture_output=True, text=True, env=ascii_only, check=False
+    )
+    assert ended.returncode == 2, ended
+    assert ended.stderr.startswith("error: d?mo: no such file (did you mean 'demo'?)")

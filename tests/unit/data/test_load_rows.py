@@ -282,3 +282,18 @@ def test_hub_that_cannot_be_reached():
     assert "dataset atlas-flwr/no-such-set (one) can't be had" in message
     assert "data.root" in message
     assert "'bbc' and 'tweets'" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"text;y\ngood;1\nbad;0\n", "separated by semicolons: a csv needs commas"),
+        ("text,y\nété,1\nnon,0\n".encode("latin-1"), "save the file as UTF-8"),
+        (b"text,y\na,1\nb,5\n", "number the classes from 0, or name them in words, e.g. 'y 5'"),
+        (b"text,y\na,good\nb,good\n", "column 'y' has label good only"),
+        (b"text,y\na,x\nb,z\n", "each of the 2 classes in column 'y' needs two rows"),
+    ],
+)
+def test_a_csv_of_a_spreadsheet_is_refused_with_the_mend(tmp_path, content, words):
+    (tmp_path / "d.csv").write_bytes(content)
+    assert words in refusal(own(tmp_path / "d.csv"))

@@ -155,6 +155,17 @@ def test_reopening_keeps_the_rounds_asked_for_and_drops_later_ones(tmp_path):
         RunWriter.reopen(tmp_path, 9)
 
 
+def test_a_name_may_hold_what_else_ends_a_line(run):
+    path = run.path / "rounds.jsonl"
+    *lines, last = path.read_text("utf-8").splitlines()
+    lines.append(last[:-1] + ', "note": "a\u2028b\u0085c"}')
+    path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    assert read_run(run.path).rounds[-1]["note"] == "a\u2028b\u0085c"
+    reopened = RunWriter.reopen(run.path, len(lines))
+    assert reopened is not None
+    assert path.read_text("utf-8").count("\n") == len(lines)
+
+
 def test_nan_and_wrong_keys_are_never_written(run, tmp_path):
     writer = RunWriter(tmp_path / "other")
     prepare(tmp_path / "other")

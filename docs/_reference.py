@@ -202,7 +202,8 @@ def _type(field: dict[str, Any], defs: dict[str, Any]) -> str:
         "integer": lambda: f"whole number{_range(field)}",
         "number": lambda: f"number{_range(field)}",
         "object": lambda: f"table{_values(field, defs)}",
-        "string": lambda: f"text like `{field['pattern']}`" if "pattern" in field else "text",
+        # One pattern is in use, that of names; a regular expression helps few readers.
+        "string": lambda: "letters, digits, `.`, `_`, `-`" if "pattern" in field else "text",
     }
     return words[field["type"]]()
 

@@ -64,7 +64,7 @@ def _facts(config: Config, prepared: Prepared) -> Table:
 
 def _clients(config: Config, prepared: Prepared) -> Table:
     """Return a row for each client: its rows, its label mix, its device and its ranks."""
-    columns = ("partition", "task", "train rows", "own slice", "label mix")
+    columns = ("client", "task", "training rows", "validation rows", "label mix")
     device = ("device",) if config.devices else ()
     table = plain_table("Clients", *columns, *device, "rank")
     setting = prepared.method.setting

@@ -22,6 +22,7 @@ from atlas_flwr.engine.checkpoint import (
 from atlas_flwr.engine.mirror import MARK, check_vault
 from atlas_flwr.errors import ResultError
 from atlas_flwr.results.store import read_extra
+from atlas_flwr.results.watch import runs_below
 from atlas_flwr.results.writing import atomic_write
 from strategies.state import State
 
@@ -52,9 +53,8 @@ def status_of(out: Path) -> str | None:
         ResultError: There is no run in the directory.
     """
     if not (out / "config.toml").is_file():
-        raise ResultError(
-            f"{out}: holds no run (no config.toml); begin one with atlas run FILE --out {out}"
-        )
+        mend = runs_below(out) or f"; begin one with atlas run FILE --out {out}"
+        raise ResultError(f"{out}: holds no run (no config.toml){mend}")
     try:
         summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
         return str(summary["status"])

@@ -109,7 +109,8 @@ def refusal(name: str, error: Exception) -> ModelError:
         if offline
         else "the hub's cache on this machine and the Hugging Face hub"
     )
-    hint = did_you_mean(name, [known for known in MODELS if known != name])
+    # A name of the table is no slip of the pen: it could not be reached.
+    hint = "" if name in MODELS else did_you_mean(name, MODELS)
     return ModelError(
         f"model.name: '{name}' can't be had{hint}: tried {tried}; use a folder, or "
         f"'{PACKAGED_DEFAULT}', which is packaged and needs no hub ({_first_line(error)})"

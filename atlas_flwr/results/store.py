@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from atlas_flwr.errors import ResultError
 from atlas_flwr.results.csv_row import csv_row
 from atlas_flwr.results.record import COLUMNS, ClientRow, RoundRecord
+from atlas_flwr.results.watch import runs_below
 from atlas_flwr.results.writing import append_synced, atomic_write
 
 RUN_FILES = ("config.toml", "provenance.json", "rounds.jsonl", "clients.parquet", "summary.json")
@@ -50,8 +51,14 @@ def prepare(out: Path) -> None:
     except OSError as error:
         raise ResultError(f"{out}: can't be written ({error.strerror or error})") from error
     if held not in ([], ["provenance.json"]):  # which comes before there is a run
-        kind = "a finished run" if _completed(out / "summary.json") else "a run that did not finish"
-        raise ResultError(f"{out}: already holds {kind} ({held[0]}): name another --out")
+        if _completed(out / "summary.json"):
+            raise ResultError(
+                f"{out}: already holds a finished run ({held[0]}): name another --out"
+            )
+        raise ResultError(
+            f"{out}: already holds a run that did not finish ({held[0]}): go on with it by atlas "
+            f"resume {out}, or name another --out"
+        )
 
 
 class RunWriter:
@@ -239,7 +246,9 @@ def _completed(summary: Path) -> bool:
 
 def _need(path: Path) -> None:
     if not path.is_file():
-        raise ResultError(f"{path}: missing; not the directory of a run that has ended")
+        folder = path.parent
+        below = "" if (folder / "config.toml").is_file() else runs_below(folder)
+        raise ResultError(f"{path}: missing; not the directory of a run that has ended{below}")
 
 
 def _text(path: Path) -> str:

@@ -149,6 +149,12 @@ def runs_in(folder: Path) -> list[Path]:
     return found
 
 
+def runs_below(folder: Path) -> str:
+    """Return "; it has runs below: name one, e.g. X", or nothing: the end of a refusal."""
+    found = list(_runs(folder, _DEEP)) if folder.is_dir() else []
+    return f"; it has runs below: name one, e.g. {found[0]}" if found else ""
+
+
 def _runs(folder: Path, deep: int) -> list[Path]:
     if (folder / "config.toml").is_file():
         return [folder]

@@ -107,8 +107,9 @@ def _now(seen: Seen, key: str) -> str:
 def _clock(seen: Seen, writes: bool | None) -> str:
     going, parts = seen.status is None and writes is not False, list[str]()
     if seen.seconds is not None:
-        # A killed one's clock stands since its last word.
-        spent = seen.seconds - (seen.idle or 0.0) if writes is False else seen.seconds
+        # A killed one's clock stands since its last word; one that ended has told its seconds.
+        killed = writes is False and seen.status is None
+        spent = seen.seconds - (seen.idle or 0.0) if killed else seen.seconds
         parts.append(show_seconds(spent) + (" so far" if going else ""))
     if going and seen.left is not None:
         parts.append(f"about {show_seconds(seen.left)} left in rounds")

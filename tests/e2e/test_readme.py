@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from atlas_flwr.config.load import load_config, parse_config
+from atlas_flwr.config.suite import parse_suite
 from strategies.registry import parse_options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,6 +126,9 @@ def test_commands_run_in_order(page: str, request: pytest.FixtureRequest, tmp_pa
 
 @pytest.mark.parametrize("text", [b for text in PAGES.values() for b in blocks("toml", text)])
 def test_every_piece_of_an_experiment_is_valid(text: str, tmp_path: Path) -> None:
+    if re.search(r"^seeds = ", text, flags=re.MULTILINE):
+        parse_suite(text)
+        return
     path = tmp_path / "my.toml"
     path.write_text(text, encoding="utf-8")
     missing = [] if "[data]" in text else ["data.tasks=['bbc']"]

@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from atlas_flwr.apps.commands.shared import ExperimentFile, Overrides, Resume, app, load
+from atlas_flwr.apps.commands.shared import (
+    ENGINE,
+    ExperimentFile,
+    Overrides,
+    Resume,
+    app,
+    load,
+)
 from atlas_flwr.config.load import with_out
 
 PANEL = "Run"
@@ -21,7 +28,7 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="Run directory \\[default: runs/<name>-<UTC time>]")
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="ray or inline")] = None,
+    engine: Annotated[str | None, typer.Option(help=ENGINE)] = None,
     resume: Resume = "never",
 ) -> None:
     """Run an experiment and write its run directory.
@@ -45,7 +52,7 @@ def run(
 def resume_(
     folder: Annotated[Path, typer.Argument(help="Run directory, or its mirror")],
     overrides: Overrides = None,
-    engine: Annotated[str | None, typer.Option(help="ray or inline")] = None,
+    engine: Annotated[str | None, typer.Option(help=ENGINE)] = None,
     since: Annotated[
         int | None, typer.Option("--from", help="Round to go on from \\[default: the last]")
     ] = None,
@@ -75,7 +82,7 @@ def suite(  # noqa: PLR0913, PLR0917 - options
     tune: Annotated[bool, typer.Option(help="Choose the keys of \\[tune] first")] = True,
     check: Annotated[bool, typer.Option("--check", help="Say what would run")] = False,
     out: Annotated[Path | None, typer.Option(help="Suite folder \\[default: runs/<name>]")] = None,
-    engine: Annotated[str | None, typer.Option(help="ray or inline")] = None,
+    engine: Annotated[str | None, typer.Option(help=ENGINE)] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in its process")] = 1,
 ) -> None:
     """Run strategies over settings and seeds; the same command goes on where it stopped.

@@ -19,6 +19,7 @@ from atlas_flwr.data.tasks import mapped_names, resolve_tasks
 from atlas_flwr.errors import ResultError, did_you_mean
 from atlas_flwr.models.catalog import locate
 from atlas_flwr.models.export import SERVES
+from atlas_flwr.results.watch import runs_below
 
 _WHICH = "name one with --client, --cluster, --task or --global"
 
@@ -92,7 +93,8 @@ def held_models(run: Path) -> Iterator[Held]:
         ResultError: There is no run, or nothing of it can be exported.
     """
     if not (run / "config.toml").is_file():
-        raise ResultError(f"{run}: holds no run (no config.toml) and no model (no config.json)")
+        what = "holds no run (no config.toml) and no model (no config.json)"
+        raise ResultError(f"{run}: {what}{runs_below(run)}")
     config = load_config(run / "config.toml")
     if _status(run) == "completed":
         yield _held(run, run, config)
@@ -180,9 +182,10 @@ def _held(run: Path, exported: Path, config: Config) -> Held:
             task = config.task_of(clients[0])
             models[folder.name] = Model(folder.name, folder, clients, labels, task)
     if not models:
+        # Only a finished run, or a commit's folder that was written whole, comes here.
         raise ResultError(
-            f"{run}: has no exported model (no adapters/ and no models/); finish it with: atlas "
-            f"resume {run}"
+            f"{run}: its models are gone (no adapters/ and no models/); run it again with: atlas "
+            f"run {run / 'config.toml'} --out FOLDER"
         )
     return Held(run, config, models, clusters)
 

@@ -3,12 +3,14 @@
 import dataclasses
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
 
 from atlas_flwr.errors import ResultError
-from atlas_flwr.results.watch import look, runs_in
+from atlas_flwr.results.store import read_run
+from atlas_flwr.results.watch import look, runs_below, runs_in
 from atlas_flwr.results.watch_view import lines, panel
 
 START = {"event": "start", "clients": 4, "time": 100.0}
@@ -70,6 +72,14 @@ def test_a_killed_run_says_what_goes_on_with_it(going):
     assert f"atlas resume {going.path} goes on" in text
     assert "left" not in text
     assert "9.5 s" in text  # its clock stands
+
+
+@pytest.mark.parametrize("status", ["completed", "stopped"])
+def test_the_time_of_a_run_that_ended_stays_what_it_was(run, status):
+    events(run, START, {"event": "final", "time": 109.0})
+    run.path.joinpath("summary.json").write_text(json.dumps({**run.summary, "status": status}))
+    text = shown(panel(look(run.path, now=5000.0), writes=False))  # nobody writes it any more
+    assert re.search(r"time +9\.0 s", text), text
 
 
 def test_a_resumed_run_counts_the_rounds_before(going):
@@ -177,3 +187,10 @@ def test_a_run_that_was_put_away_is_no_run_of_the_suite(make_run, tmp_path):
     make_run("suite/iid/fedavg/seed-1")
     make_run("suite/iid/fedavg/seed-1.failed-1")
     assert [path.name for path in runs_in(tmp_path / "suite")] == ["seed-1"]
+
+
+def test_a_folder_of_runs_is_no_run_but_names_one(run):
+    assert runs_below(run.path.parent) == f"; it has runs below: name one, e.g. {run.path}"
+    assert runs_below(run.path / "plots") == ""
+    with pytest.raises(ResultError, match=r"has ended; it has runs below: name one, e\.g\. "):
+        read_run(run.path.parent)

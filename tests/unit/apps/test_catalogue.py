@@ -1,0 +1,37 @@
+"""What a command line may name as an experiment, and what it is told of anything else."""
+
+from pathlib import Path
+
+import pytest
+
+from atlas_flwr.apps.catalogue import experiment_file, shipped_experiments
+from atlas_flwr.errors import ConfigError
+from atlas_flwr.models.catalog import MODELS, refusal
+
+
+def test_a_shipped_name_and_a_path_are_experiments(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text("")
+    assert experiment_file(own) == own
+    assert experiment_file(Path("demo")) == shipped_experiments()["demo"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("suite_glue", "is a suite, not an experiment: atlas suite suite_glue"),
+        ("suite_glue.toml", "is a suite, not an experiment: atlas suite suite_glue"),
+        ("demoo", "did you mean 'demo'"),
+        (".", "is a folder; name the experiment's TOML file"),
+    ],
+)
+def test_what_is_none_is_told_what_it_is(given: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        experiment_file(Path(given))
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.hub_id])
+def test_a_known_model_that_is_out_of_reach_is_no_misspelling(name: str) -> None:
+    assert "did you mean" not in str(refusal(name, OSError("no network")))
+    assert f"did you mean '{name}'" in str(refusal(name[:-2] + name[-1], OSError("no such model")))

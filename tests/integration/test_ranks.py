@@ -186,7 +186,7 @@ def test_check_of_one_rank_names_no_device(
     rows = [line for line in said.out.splitlines() if " two " in line]
     assert {row.replace("│", " ").split()[-1] for row in rows} == {"2"}
     # The engine's device is there; the table has no column of that name.
-    (head,) = [line for line in said.out.splitlines() if "partition" in line]
+    (head,) = [line for line in said.out.splitlines() if "label mix" in line]
     assert "device" not in head
 
 

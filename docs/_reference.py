@@ -8,7 +8,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any, get_type_hints
+from typing import Any
 
 import typer
 from pydantic import BaseModel
@@ -122,8 +122,7 @@ def commands() -> str:
         usage = " ".join(["atlas", name, *command.collect_usage_pieces(typer.Context(command))])
         parts.append(f"## atlas {name}\n\n{_brackets(text).strip()}\n")
         parts.append(f"```text\n{usage}\n```\n")
-        told = _told(command)
-        rows = [_parameter(p, told.get(p.name or "", "")) for p in command.params]
+        rows = [_parameter(parameter) for parameter in command.params]
         if rows:
             parts.append(table(("argument or option", "value", "default", "meaning"), rows))
         if example:
@@ -233,17 +232,7 @@ def _default(value: Any) -> str:
             return f"`{value}`"
 
 
-def _told(command: Any) -> dict[str, str]:
-    """Return each parameter's help from the command's signature.
-
-    Not from click: from 8.5 on it forgets what Typer 0.20 tells it of arguments.
-    """
-    hints = get_type_hints(inspect.unwrap(command.callback), include_extras=True)
-    infos = {n: getattr(h, "__metadata__", ()) for n, h in hints.items()}
-    return {n: i[0].help or "" for n, i in infos.items() if i and hasattr(i[0], "help")}
-
-
-def _parameter(parameter: Any, told: str) -> tuple[str, str, str, str]:
+def _parameter(parameter: Any) -> tuple[str, str, str, str]:
     is_option = parameter.param_type_name == "option"
     name = ", ".join(parameter.opts) if is_option else parameter.name.upper()
     if parameter.secondary_opts:
@@ -256,7 +245,7 @@ def _parameter(parameter: Any, told: str) -> tuple[str, str, str, str]:
     if getattr(parameter, "is_flag", False):
         default = (parameter.opts if default else parameter.secondary_opts or [None])[0]
     shown = "**needed**" if parameter.required else "" if default is None else f"`{default}`"
-    text = html.escape(_brackets(told), quote=False)
+    text = html.escape(_brackets(parameter.help or ""), quote=False)
     return f"`{name}`", f"{kind}{many}", shown, text
 
 
@@ -281,10 +270,6 @@ def _section(annotation: Any) -> type[BaseModel]:
 def _plain(text: str) -> str:
     """Return a docstring as Markdown: double backticks are single ones, lines are joined."""
     return text.replace("``", "`").replace("  \n", "\n")
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _brackets(text: str) -> str:

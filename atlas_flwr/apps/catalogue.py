@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-import atlas_flwr
+from atlas_flwr.apps.shipped import named_file, shipped_experiments, shipped_suites
 from atlas_flwr.config.devices import DEVICES
 from atlas_flwr.config.load import load_config
 from atlas_flwr.data.tasks import TASKS
@@ -16,32 +16,18 @@ from atlas_flwr.models.catalog import MODELS
 from strategies.registry import REFUSED, STRATEGIES
 
 
-def shipped_experiments() -> dict[str, Path]:
-    """Return the experiment files that come with the package, by name."""
-    # Not by import: a folder of that name in the current one would be found first.
-    folder = Path(str(atlas_flwr.__file__)).resolve().parent.parent / "experiments"
-    # A suite is no experiment: `atlas suite` lists its own.
-    files = (path for path in sorted(folder.glob("*.toml")) if not path.stem.startswith("suite_"))
-    return {path.stem: path for path in files}
-
-
 def experiment_file(given: Path) -> Path:
     """Return the file a command line names: a path, or the name of a shipped experiment.
 
     Raises:
         ConfigError: Neither a file nor a shipped name.
     """
-    if given.is_file():
-        return given
     shipped = shipped_experiments()
-    if given.name == str(given) and given.stem in shipped and given.suffix in ("", ".toml"):
-        return shipped[given.stem]
+    if found := named_file(given, shipped):
+        return found
     if given.is_dir():
         raise ConfigError(f"{given}: is a folder; name the experiment's TOML file in it")
-    if (
-        given.stem.startswith("suite_")
-        and (shipped["demo"].parent / f"{given.stem}.toml").is_file()
-    ):
+    if given.stem in shipped_suites():
         raise ConfigError(f"{given}: is a suite, not an experiment: atlas suite {given.stem}")
     near = did_you_mean(str(given), shipped)
     raise ConfigError(f"{given}: no such file{near}; shipped experiments: {', '.join(shipped)}")

@@ -33,8 +33,8 @@ def provenance(argv: Sequence[str], seed: int) -> dict[str, Any]:
         seed: The run's seed.
     """
     source = Path(atlas_flwr.__file__).resolve().parents[1]
-    commit = _said("git", "-C", str(source), "rev-parse", "HEAD") if _is_checkout(source) else None
-    changes = _said("git", "-C", str(source), "status", "--porcelain") if commit else None
+    commit = said("git", "-C", str(source), "rev-parse", "HEAD") if _is_checkout(source) else None
+    changes = said("git", "-C", str(source), "status", "--porcelain") if commit else None
     return {
         "argv": [without_home(word) for word in argv],
         "seed": seed,
@@ -47,7 +47,7 @@ def provenance(argv: Sequence[str], seed: int) -> dict[str, Any]:
             "cpu": _cpu_name(),
             "cpu_count": psutil.cpu_count(),
             "ram_gb": round(psutil.virtual_memory().total / 1e9, 1),
-            "gpus": (_said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "")
+            "gpus": (said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "")
             .strip()
             .splitlines(),
         },
@@ -78,7 +78,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _said(program: str, *arguments: str) -> str | None:
+def said(program: str, *arguments: str) -> str | None:
     """Return what a program printed; ``None`` when it is not there or failed."""
     path = shutil.which(program)
     if path is None:

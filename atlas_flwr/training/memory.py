@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import shutil
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ import psutil
 import torch
 
 from atlas_flwr.errors import AtlasError
+from atlas_flwr.results.provenance import said
 
 T = TypeVar("T")
 MEND = "lower model.max-length or engine.workers, or choose a smaller model"
@@ -133,17 +132,11 @@ def device_memory(device: torch.device) -> tuple[int, int]:
 
 def _context_bytes(device: torch.device) -> int:
     """Return what the process holds on a GPU beside its tensors; an assumption if nobody tells."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return CONTEXT_BYTES
-    query = ["--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    query = ("--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits")
+    rows = [line.split(",") for line in (said("nvidia-smi", *query) or "").splitlines()]
     try:
-        done = subprocess.run(
-            [program, *query], capture_output=True, text=True, timeout=20, check=True
-        )
-        rows = [line.split(",") for line in done.stdout.splitlines()]
         used = [int(mib) for pid, mib in rows if int(pid) == psutil.Process().pid]
-    except (OSError, subprocess.SubprocessError, ValueError):  # "[N/A]" in some containers
+    except ValueError:  # "[N/A]" in some containers
         return CONTEXT_BYTES
     reserved = int(torch.cuda.memory_reserved(device))
     return max(0, sum(used) * 2**20 - reserved) if used else CONTEXT_BYTES

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from atlas_flwr.apps.catalogue import shipped_experiments
 from atlas_flwr.apps.prepare import check_names
+from atlas_flwr.apps.shipped import shipped_experiments
 from atlas_flwr.config.load import dump_config, load_config, parse_config
 from atlas_flwr.models.catalog import MODELS
 

@@ -13,7 +13,7 @@ import pytest
 import tomli_w
 from filelock import FileLock
 
-from atlas_flwr.apps.suites.file import shipped_suites
+from atlas_flwr.apps.shipped import shipped_suites
 from atlas_flwr.config.suite_cells import load_suite
 from clients.base import FineTuneClient
 from fakes import task_rows, tiny_task, write_experiment, write_rows

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from atlas_flwr.apps.doctor.checks import Check, fail, ok, warn
+from atlas_flwr.results.provenance import said
 
 GB = 10**9
 _LITTLE_RAM = 4 * GB  # a client on MiniLM takes about 2 GB with Ray beside it
@@ -59,17 +59,8 @@ def _card(index: int) -> Check:
 
 def _driver() -> str | None:
     """Return the first GPU as the driver names it; None without a driver."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    query = ["--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(
-            [program, *query], capture_output=True, text=True, timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip().splitlines()[0] if done.stdout.strip() else None
+    told = said("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+    return told.splitlines()[0] if told else None
 
 
 def precision() -> list[Check]:

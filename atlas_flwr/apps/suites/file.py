@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import atlas_flwr
+from atlas_flwr.apps.shipped import named_file, shipped_suites
 from atlas_flwr.config.suite_cells import Suite, load_suite
 from atlas_flwr.errors import ConfigError, did_you_mean
 
 MAX_SEED = 2**32
 MOST_SEEDS = 1000  # a range of more is a slip of the hand
-
-
-def shipped_suites() -> dict[str, Path]:
-    """Return the suite files that come with the package, by name: ``suite_*.toml``."""
-    # Not by import: a folder of that name in the current one would be found first.
-    folder = Path(str(atlas_flwr.__file__)).resolve().parent.parent / "experiments"
-    return {path.stem: path for path in sorted(folder.glob("suite_*.toml"))}
 
 
 def suite_file(given: Path) -> Path:
@@ -26,11 +19,9 @@ def suite_file(given: Path) -> Path:
     Raises:
         ConfigError: Neither a file nor a shipped name.
     """
-    if given.is_file():
-        return given
     shipped = shipped_suites()
-    if given.name == str(given) and given.stem in shipped and given.suffix in ("", ".toml"):
-        return shipped[given.stem]
+    if found := named_file(given, shipped):
+        return found
     near = did_you_mean(str(given), shipped)
     raise ConfigError(f"{given}: no such file{near}; shipped suites: {', '.join(shipped)}")
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from atlas_flwr.apps.catalogue import experiment_file, shipped_experiments
+from atlas_flwr.apps.catalogue import experiment_file
+from atlas_flwr.apps.shipped import shipped_experiments
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.models.catalog import MODELS, refusal
 

@@ -69,6 +69,15 @@ def same(left: Update, right: Update) -> bool:
     )
 
 
+def one_of_each_action(method: Method) -> Iterator[tuple[Job, RecordDict]]:
+    """One job of each action a method asks for, and an honest answer to it."""
+    seen = set()
+    for job, update in exchanges(method, crew(method)):
+        if job.action not in seen:
+            seen.add(job.action)
+            yield job, pack_update(update, job)
+
+
 def test_every_honest_answer_passes_whole(name: str) -> None:
     method = widest(name)
     actions = set()
@@ -81,12 +90,7 @@ def test_every_honest_answer_passes_whole(name: str) -> None:
 def test_no_corrupted_answer_passes(name: str) -> None:
     """One job of each action; of what an answer doesn't have nothing can be corrupted."""
     method = widest(name)
-    seen = set()
-    for job, update in exchanges(method, crew(method)):
-        if job.action in seen:
-            continue
-        seen.add(job.action)
-        honest = pack_update(update, job)
+    for job, honest in one_of_each_action(method):
         for kind, lie in REJECTED.items():
             if kind in SPECIAL | NORMS or not applies(kind, honest, job):
                 continue
@@ -119,12 +123,7 @@ def applies(kind: str, honest: RecordDict, job: Job) -> bool:
 def test_every_tensor_is_promised_to_the_byte(name_: str) -> None:
     """One byte more, one less, another shape told or another type: of each array of each answer."""
     method = widest(name_)
-    seen = set()
-    for job, update in exchanges(method, crew(method)):
-        if job.action in seen:
-            continue
-        seen.add(job.action)
-        honest = pack_update(update, job)
+    for job, honest in one_of_each_action(method):
         promised = promises(job, method.setting, honest)
         assert {k: set(v) - {"rows"} for k, v in promised.items()} == {
             kind: set(record) for kind, record in honest.array_records.items() if record

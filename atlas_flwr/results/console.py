@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -63,22 +64,18 @@ def round_line(event: Mapping[str, Any], rounds: int) -> str:
     return "  ".join(parts)
 
 
-class Progress:
-    """Shows events: a live display in a terminal, plain lines elsewhere.
+class LiveView(ABC):
+    """What is redrawn below the lines of a terminal, between entering and leaving; else nothing.
 
-    Use it as a context manager and give every event to `handle`.
+    Args:
+        console: Where to print.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
-        self.start: dict[str, Any] = {}
-        self.accuracies: list[float | None] = []
-        self.last_round: dict[str, Any] = {}
-        self.phase = "starting"
-        self.done, self.total = 0, 0
+    def __init__(self, console: Console) -> None:
+        self.console = console
         self._live: Live | None = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         if self.console.is_terminal:
             self._live = Live(console=self.console, get_renderable=self.render, transient=True)
             self._live.start()
@@ -92,6 +89,25 @@ class Progress:
     ) -> None:
         if self._live:
             self._live.stop()
+
+    @abstractmethod
+    def render(self) -> RenderableType:
+        """Return how things stand."""
+
+
+class Progress(LiveView):
+    """Shows events: a live display in a terminal, plain lines elsewhere.
+
+    Use it as a context manager and give every event to `handle`.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__(console or Console())
+        self.start: dict[str, Any] = {}
+        self.accuracies: list[float | None] = []
+        self.last_round: dict[str, Any] = {}
+        self.phase = "starting"
+        self.done, self.total = 0, 0
 
     def handle(self, event: Mapping[str, Any]) -> None:
         """Take one event in and show it.

@@ -151,8 +151,8 @@ REPORT = (
 {% if found %}<section><h2>What it found</h2><div class="charts">
 {% for figure in found %}{{ chart(figure) }}
 {% endfor %}</div></section>{% endif %}
-<section><h2>Tasks</h2><p class="quiet">The models of the last round on each task's full
-validation set (mean over the task's clients); last, on the clients' own slices of it. A dash: there
+<section><h2>Tasks</h2><p class="quiet">The models of the last round on each task's whole
+evaluation set (mean over the task's clients); last, on the clients' own slices of it. A dash: there
 is no such number.</p>
 {{ table(tasks) }}</section>
 {% if merge.rows %}<section><h2>Merge, last round</h2><p class="quiet">Errors are relative: 0 is

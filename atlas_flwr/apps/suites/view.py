@@ -7,17 +7,15 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from atlas_flwr.config.suite_cells import Cell
-from atlas_flwr.results.console import PHASE_WORDS
+from atlas_flwr.results.console import PHASE_WORDS, LiveView
 from atlas_flwr.results.series import count, show, show_seconds
 
 WIDE, NARROW = 96, 64  # columns for a run's phase, and for its bar
@@ -85,7 +83,7 @@ def work_of(cell: Cell, rounds: int | None = None) -> float:
     return float(asked * config.run.clients * config.data.samples_per_client)
 
 
-class SuiteView:
+class SuiteView(LiveView):
     """Shows a suite going on: a live display in a terminal, a line for each run elsewhere.
 
     Use it as a context manager. `event` may be called by any thread, the rest by one.
@@ -104,36 +102,16 @@ class SuiteView:
         jobs: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console, self._jobs, self._clock = console, jobs, clock
+        super().__init__(console)
+        self._jobs, self._clock = jobs, clock
         self._left = {cell.folder: cell for cell in cells}
         self._total, self._done, self._began_count = len(cells), 0, 0
         self._failed = 0
         self._began = clock()
         self._pace = Pace()
         self._going: dict[str, Going] = {}
-        self._live: Live | None = None
         # One run at a time and nothing that can be redrawn: its line begins when it does.
         self._heads = jobs == 1 and not console.is_terminal
-
-    def __enter__(self) -> SuiteView:
-        if self._console.is_terminal:
-            self._live = Live(
-                console=self._console,
-                get_renderable=self.render,
-                refresh_per_second=4,
-                transient=True,
-            )
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._live:
-            self._live.stop()
 
     def begin(self, cell: Cell) -> None:
         """Tell that a run's turn has come."""
@@ -142,7 +120,7 @@ class SuiteView:
         self._going[str(cell.folder)] = Going(cell, self._clock())
         if self._heads:
             head = f"[{self._began_count}/{self._total}] {cell.title} … "
-            self._console.print(Text(head), end="", soft_wrap=True)
+            self.console.print(Text(head), end="", soft_wrap=True)
 
     def event(self, cell: Cell, event: Mapping[str, Any]) -> None:
         """Take in what a run tells of itself."""
@@ -174,11 +152,11 @@ class SuiteView:
             ran = cell.config.run.rounds - going.before
             self._pace.learn(cell.label, work_of(cell, max(ran, 1)), seconds)
         head = "" if self._heads else f"[{self._done}/{self._total}] {cell.title} … "
-        self._console.print(Text.assemble(head, (text, style)), soft_wrap=True)
+        self.console.print(Text.assemble(head, (text, style)), soft_wrap=True)
 
     def say(self, text: str, style: str = "") -> None:
         """Print one line; markup in it is text, and it is never wrapped or cut."""
-        self._console.print(Text(text, style=style), soft_wrap=True)
+        self.console.print(Text(text, style=style), soft_wrap=True)
 
     # -------------------------------------------------------------- live
 
@@ -207,7 +185,7 @@ class SuiteView:
         grid.add_column(overflow="fold")  # all the others are never cut
         for _ in range(4):
             grid.add_column(no_wrap=True)
-        wide, narrow = self._console.width >= WIDE, self._console.width < NARROW
+        wide, narrow = self.console.width >= WIDE, self.console.width < NARROW
         for going in list(self._going.values()):
             rounds = going.cell.config.run.rounds
             accuracy = show(going.accuracy)

@@ -14,16 +14,14 @@ from typing import Any
 
 import torch
 
-from atlas_flwr.apps.keeping import catch_up
+from atlas_flwr.apps.going import mend
 from atlas_flwr.apps.prepare import check_names, resolve
 from atlas_flwr.apps.resume import check_engine, check_same, find_run, status_of, stored_config
 from atlas_flwr.apps.run import run_experiment
-from atlas_flwr.apps.server import disk_errors
 from atlas_flwr.config.load import build_config, with_out
 from atlas_flwr.config.schema import Config
 from atlas_flwr.errors import ConfigError, ResultError, RunStopped, did_you_mean
 from atlas_flwr.results.record import MB
-from atlas_flwr.results.report import publish
 from atlas_flwr.results.store import RunResult, read_run
 
 Names = str | Sequence[str]
@@ -190,7 +188,7 @@ def run_or_go_on(config: Config, *, resume: bool = True) -> RunResult:
             run_experiment(config, tell.handle)
         elif status_of(out) == "completed":
             _check_same(config, out)
-            _mend(out)
+            mend(out)
             print(f"[DONE] {out} is finished: its results are read", flush=True)
         else:
             check_engine(out, False)
@@ -200,14 +198,6 @@ def run_or_go_on(config: Config, *, resume: bool = True) -> RunResult:
     except RunStopped as error:
         raise RunStopped(f"{error} (or run the same cell again)") from error
     return read_run(out)
-
-
-def _mend(out: Path) -> None:
-    """Finish what a kill cut short after the run's end: its page, its mirror."""
-    if not (out / "report.html").exists():
-        publish(out)
-    with disk_errors(out):
-        catch_up(stored_config(out), out)
 
 
 def _check_same(config: Config, out: Path) -> None:

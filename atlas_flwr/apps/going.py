@@ -56,13 +56,9 @@ def go_on(
     """
     check_overrides(overrides)
     if status_of(folder) == "completed" and since is None:
-        stored = stored_config(folder)
         if same_as is not None:
-            check_same(resolve(same_as), stored)
-        if not (folder / "report.html").exists():  # killed while it was drawn
-            publish(folder)
-        with disk_errors(folder):
-            catch_up(stored, folder)
+            check_same(resolve(same_as), stored_config(folder))
+        mend(folder)
         console.print(f"{folder} is finished: nothing to go on with", soft_wrap=True)
         print_results(console, read_run(folder).summary, folder)
         return
@@ -74,3 +70,11 @@ def go_on(
     with Progress(console) as progress:
         run_experiment(found.config, progress.handle, found, deployed)
     print_results(console, read_run(folder).summary, folder)
+
+
+def mend(folder: Path) -> None:
+    """Finish what a kill cut short after a run's end: its page, its mirror."""
+    if not (folder / "report.html").exists():
+        publish(folder)
+    with disk_errors(folder):
+        catch_up(stored_config(folder), folder)

@@ -15,7 +15,7 @@ from atlas_flwr.config.suite_cells import Cell, Suite
 from atlas_flwr.errors import ResultError
 from atlas_flwr.results.provenance import provenance
 from atlas_flwr.results.store import read_run, to_json
-from atlas_flwr.results.suites.table import suite_csv
+from atlas_flwr.results.suites.table import Row, suite_csv
 from atlas_flwr.results.writing import atomic_write
 
 SCORE = "final.own.accuracy on data.holdout"
@@ -86,10 +86,11 @@ class SuiteFiles:
         """Replace ``results.csv``: the suite's order, whichever run ended first."""
         atomic_write(self.out / "results.csv", suite_csv(in_order(self.suite, self.rows)))
 
-    def add_row(self, cell: Cell) -> None:
-        """Add the row of a run that is finished."""
-        self.rows[cell.folder] = row_of(self.out, cell.folder, cell.setting, cell.label)
+    def add_row(self, cell: Cell) -> Row:
+        """Add the row of a run that is finished, and return it."""
+        row = self.rows[cell.folder] = row_of(self.out, cell.folder, cell.setting, cell.label)
         self.save_rows()
+        return row
 
     def failed_before(self, cell: Cell) -> str | None:
         """Return what a tuned value's run failed of in an earlier call, if it did."""

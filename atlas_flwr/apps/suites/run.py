@@ -25,7 +25,6 @@ from atlas_flwr.config.suite_cells import Cell, Suite
 from atlas_flwr.engine.launch_signals import signals_raise
 from atlas_flwr.errors import RunFailed, RunStopped
 from atlas_flwr.results.series import show, show_seconds
-from atlas_flwr.results.store import read_run
 from atlas_flwr.results.suites.table import suite_table
 
 __all__ = ["choose", "run_suite"]
@@ -155,7 +154,7 @@ class _Runner:
         if failed is not None:
             self.view.begin(cell)
             self.view.end(cell, f"failed before: {failed}", "yellow")
-            self._scored(cell, failed)
+            self._scored(cell, self.files.score(cell, failed))
             return
         if is_finished(folder, cell.config):
             self.view.begin(cell)
@@ -185,23 +184,20 @@ class _Runner:
         self.view.end(ended.cell, f"failed: {ended.error}", "bold red")
         self.failures.append(f"{ended.cell.title}: {ended.error}")
         if ended.cell.tuning:
-            self._scored(ended.cell, ended.error)
+            self._scored(ended.cell, self.files.score(ended.cell, ended.error))
 
     def _done(self, cell: Cell, took: str, seconds: float | None = None) -> None:
-        final = read_run(self._out / cell.folder).summary["final"]
-        accuracy = show((final["own"] if cell.tuning else final)["accuracy"])
-        self.view.end(cell, f"{accuracy} {took}", seconds=seconds)
+        found = self.files.score(cell, None) if cell.tuning else self.files.add_row(cell)
+        self.view.end(cell, f"{show(found['accuracy'])} {took}", seconds=seconds)
         if cell.tuning:
-            self._scored(cell, None)
-        else:
-            self.files.add_row(cell)
+            self._scored(cell, found)
 
     # -------------------------------------------------------------- tuning
 
-    def _scored(self, cell: Cell, error: str | None) -> None:
+    def _scored(self, cell: Cell, score: Score) -> None:
         """Keep a score; with the pair's last one choose, and lay out its runs."""
         pair = _pair(cell)
-        self._scores[cell.folder] = self.files.score(cell, error)
+        self._scores[cell.folder] = score
         folders = [each.folder for each in self._groups[pair]]
         if not all(folder in self._scores for folder in folders):
             return

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-import tomli_w
 from pydantic import BaseModel, Field, ValidationError
 
 from atlas_flwr.config.names import Name, twice
+from atlas_flwr.config.overrides import combinations, flatten, slug
 from atlas_flwr.config.schema import PositiveInt, Section
 from atlas_flwr.errors import ConfigError, did_you_mean
 
@@ -36,6 +34,8 @@ class SettingEntry(Section):
     overrides: Values = Field(default_factory=dict, alias="set")
     holdout: Annotated[float, Field(gt=0, lt=1, strict=True)] | None = None
     """Replaces ``tune.holdout`` here: tasks differ in size."""
+    tuned_as: str | None = None
+    """Another setting: what is chosen for a label there holds here too."""
 
 
 class RunEntry(Section):
@@ -47,6 +47,8 @@ class RunEntry(Section):
     only: tuple[str, ...] | None = None
     tune: Values | None = None
     """Replaces ``tune.keys`` for this entry; an empty table leaves it untuned."""
+    tuned_as: str | None = None
+    """Another label, whose chosen values hold for this one: an ablation differs in one thing."""
 
     @property
     def label(self) -> str:
@@ -75,6 +77,10 @@ class SuiteFile(Section):
     run: Annotated[tuple[RunEntry, ...], Field(min_length=1)]
     tune: TuneSection | None = None
 
+    def entries(self, setting: str) -> list[RunEntry]:
+        """Return the entries that run in a setting, in the file's order."""
+        return [entry for entry in self.run if entry.only is None or setting in entry.only]
+
 
 def parse_suite(text: str) -> SuiteFile:
     """Check a suite file's text.
@@ -91,6 +97,7 @@ def parse_suite(text: str) -> SuiteFile:
     _check_settings(file)
     _check_entries(file)
     _check_grids(file)
+    _check_tuned_as(file)
     check_reserved(flatten(file.overrides), "set")
     for index, setting in enumerate(file.setting):
         check_reserved(flatten(setting.overrides), f"setting.{index}.set")
@@ -112,75 +119,6 @@ def check_reserved(keys: Iterable[str], path: str) -> None:
     for key in keys:
         if key in RESERVED:
             raise ConfigError(f"{path}: {key} is the suite's own: {RESERVED[key]}")
-
-
-# ------------------------------------------------------------------ overrides
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return dotted keys: ``"a.b" = 1`` and ``a = { b = 1 }`` mean the same.
-
-    >>> flatten({"run.rounds": 3, "train": {"batch-size": 8}})
-    {'run.rounds': 3, 'train.batch-size': 8}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[spelled(f"{prefix}{key}")] = value
-    return flat
-
-
-def spelled(key: str) -> str:
-    """Return a dotted key with section and key as TOML has them; what follows is somebody's own.
-
-    >>> spelled("train.learning_rate"), spelled("lora.rank_pattern.q_lin")
-    ('train.learning-rate', 'lora.rank-pattern.q_lin')
-    """
-    section, first, rest = (*key.split(".", 2), "", "")[:3]
-    steps = [section, first.replace("_", "-"), rest]
-    return ".".join(step for step in steps if step)
-
-
-def override(item: tuple[str, Any]) -> str:
-    """Return a key and its value as the ``a.b=value`` that ``--set`` takes.
-
-    >>> override(("lora.rank", [2, 4])), override(("data.root", "a b"))
-    ('lora.rank=[2, 4]', 'data.root="a b"')
-    """
-    return f"{item[0]}={_inline(item[1])}"
-
-
-def _inline(value: Any) -> str:
-    """Return a value as TOML on one line."""
-    if isinstance(value, Mapping):
-        pairs = (f"{_inline(str(key))} = {_inline(inner)}" for key, inner in value.items())
-        return "{" + ", ".join(pairs) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_inline, value)) + "]"
-    return tomli_w.dumps({"value": value}).partition(" = ")[2].strip()
-
-
-def combinations(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Return every combination of a grid's values; none of an empty grid.
-
-    >>> combinations({"a": [1, 2], "b": [3]})
-    [{'a': 1, 'b': 3}, {'a': 2, 'b': 3}]
-    """
-    if not grid:
-        return []
-    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-
-
-def slug(values: Mapping[str, Any]) -> str:
-    """Return tuned values as the name of a folder.
-
-    >>> slug({"train.learning-rate": 0.001, "lora.rank": [2, 4]})
-    'learning-rate=0.001,rank=2,4'
-    """
-    text = ",".join(f"{key.rpartition('.')[2]}={_inline(v)}" for key, v in values.items())
-    return re.sub(r"[^A-Za-z0-9.,=_-]", "", text)
 
 
 # ------------------------------------------------------------------ checks
@@ -235,6 +173,49 @@ def _check_grids(file: SuiteFile) -> None:
         names = [slug(values) for values in combinations(keys)]
         if len(set(names)) < len(names):
             raise ConfigError(f"{path}: a value is named twice; each once")
+
+
+def _check_tuned_as(file: SuiteFile) -> None:
+    """Refuse a borrowed choice that nobody makes, or that is itself borrowed."""
+    labels = {entry.label: entry.tuned_as for entry in file.run}
+    for index, entry in enumerate(file.run):
+        _check_borrowed(file, f"run.{index}.tuned-as", entry.tuned_as, labels, entry.tune)
+    settings = {setting.name: setting.tuned_as for setting in file.setting}
+    for index, setting in enumerate(file.setting):
+        path = f"setting.{index}.tuned-as"
+        _check_borrowed(file, path, setting.tuned_as, settings, setting.holdout)
+        _check_lenders(file, setting)
+
+
+def _check_lenders(file: SuiteFile, setting: SettingEntry) -> None:
+    where = setting.tuned_as or setting.name
+    lenders = [entry.label for entry in file.entries(where)]
+    for entry in file.entries(setting.name):
+        label = entry.tuned_as or entry.label
+        if label not in lenders:
+            raise ConfigError(
+                f"tuned-as: '{entry.label}' in '{setting.name}' takes what is chosen for '{label}' "
+                f"in '{where}', where it does not run; name a label and a setting that have it"
+            )
+
+
+def _check_borrowed(
+    file: SuiteFile, path: str, lender: str | None, lenders: Mapping[str, str | None], own: Any
+) -> None:
+    if lender is None:
+        return
+    if file.tune is None:
+        raise ConfigError(f"{path}: there is no [tune] table; add one")
+    if lender not in lenders:
+        near = did_you_mean(lender, lenders)
+        raise ConfigError(f"{path}: unknown name '{lender}'{near}; known: {', '.join(lenders)}")
+    if lenders[lender] is not None:
+        raise ConfigError(
+            f"{path}: '{lender}' is itself tuned as '{lenders[lender]}'; name one that is tuned"
+        )
+    if own is not None:
+        key = "tune" if path.startswith("run.") else "holdout"
+        raise ConfigError(f"{path}: what is tuned as '{lender}' has no {key} of its own; drop one")
 
 
 def _one_line(error: ValidationError) -> str:

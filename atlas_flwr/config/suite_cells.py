@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas_flwr.config.load import load_config
+from atlas_flwr.config.overrides import combinations, flatten, override, slug, spelled
 from atlas_flwr.config.schema import Config
 from atlas_flwr.config.suite import (
     TUNE_FOLDER,
@@ -16,14 +17,12 @@ from atlas_flwr.config.suite import (
     SuiteFile,
     Values,
     check_reserved,
-    combinations,
-    flatten,
-    override,
     parse_suite,
-    slug,
-    spelled,
 )
 from atlas_flwr.errors import ConfigError, did_you_mean
+
+Pair = tuple[str, str]
+Choices = Mapping[Pair, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class Cell:
         folder: The run directory, relative to the suite's.
         values: The tuned keys that this run tries or was given.
         tuning: Whether the run is one that tries them.
+        tuned_as: The setting and the label whose tuning chooses the values.
     """
 
     setting: str
@@ -44,6 +44,7 @@ class Cell:
     folder: Path
     values: Mapping[str, Any] = field(default_factory=dict)
     tuning: bool = False
+    tuned_as: Pair = ("", "")
 
     @property
     def title(self) -> str:
@@ -51,9 +52,6 @@ class Cell:
         name = f"{self.setting}/{self.label} seed {self.config.run.seed}"
         tried = "".join(f" {key}={value}" for key, value in self.values.items())
         return f"tune {name}{tried}" if self.tuning else name
-
-
-Choices = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -91,27 +89,25 @@ class Suite:
         return [
             (setting, entry)
             for setting in self.settings
-            for entry in self.file.run
-            if entry.only is None or setting.name in entry.only
+            for entry in self.file.entries(setting.name)
         ]
 
-    def cells(
-        self, choices: Choices | None = None, pair: tuple[str, str] | None = None
-    ) -> list[Cell]:
+    def cells(self, choices: Choices | None = None, pair: Pair | None = None) -> list[Cell]:
         """Return the runs asked for, in order, each with the values chosen for its pair.
 
         Args:
             choices: The values of tuned keys by setting and label.
-            pair: The setting and the label whose runs are wanted; by default all.
+            pair: The setting and the label whose tuning chose for the runs wanted; by default all.
 
         Raises:
             ConfigError: A run's config is wrong; names the setting, the label and the key.
         """
         found = []
         for setting, entry in self._asked():
-            if pair not in (None, (setting.name, entry.label)):
+            source = tuned_as(setting, entry)
+            if pair not in (None, source):
                 continue
-            chosen = (choices or {}).get((setting.name, entry.label), {})
+            chosen = (choices or {}).get(source, {})
             folder = Path(setting.name, entry.label)
             found += [self._cell(setting, entry, folder, seed, {}, chosen) for seed in self.seeds]
         return found
@@ -126,7 +122,10 @@ class Suite:
         if tune is None or not self.tuned:
             return []
         found = []
-        for setting, entry in self._asked():
+        sources = {tuned_as(*pair) for pair in self._asked()}
+        for setting, entry in self.pairs():
+            if (setting.name, entry.label) not in sources:
+                continue
             short = {"run.rounds": tune.rounds, "data.holdout": setting.holdout or tune.holdout}
             for values in combinations(self.grid(entry)):
                 folder = Path(TUNE_FOLDER, setting.name, entry.label, slug(values))
@@ -165,7 +164,13 @@ class Suite:
         except ConfigError as error:
             raise ConfigError(f"{setting.name}/{entry.label}: {error}") from error
         place = folder / f"seed-{seed}"
-        return Cell(setting.name, entry.label, config, place, dict(values), bool(short))
+        source = tuned_as(setting, entry)
+        return Cell(setting.name, entry.label, config, place, dict(values), bool(short), source)
+
+
+def tuned_as(setting: SettingEntry, entry: RunEntry) -> Pair:
+    """Return the setting and the label whose tuning chooses an entry's values in a setting."""
+    return setting.tuned_as or setting.name, entry.tuned_as or entry.label
 
 
 def load_suite(

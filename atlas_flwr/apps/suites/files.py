@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from atlas_flwr.apps.suites.folders import finished_rows, in_order, read_json, row_of
-from atlas_flwr.config.suite_cells import Cell, Suite
+from atlas_flwr.config.suite_cells import Cell, Pair, Suite
 from atlas_flwr.errors import ResultError
 from atlas_flwr.results.provenance import provenance
 from atlas_flwr.results.store import read_run, to_json
@@ -19,7 +19,6 @@ from atlas_flwr.results.suites.table import Row, suite_csv
 from atlas_flwr.results.writing import atomic_write
 
 SCORE = "final.own.accuracy on data.holdout"
-Pair = tuple[str, str]
 Score = dict[str, Any]
 Values = dict[str, Any]
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from atlas_flwr.apps.suites.check import check_suite
 from atlas_flwr.apps.suites.crew import Children, Crew, Ended, InProcess
-from atlas_flwr.apps.suites.files import Pair, Score, SuiteFiles, choose, claimed
+from atlas_flwr.apps.suites.files import Score, SuiteFiles, choose, claimed
 from atlas_flwr.apps.suites.folders import (
     difference,
     in_order,
@@ -21,7 +21,7 @@ from atlas_flwr.apps.suites.folders import (
     stopped_run,
 )
 from atlas_flwr.apps.suites.view import SuiteView
-from atlas_flwr.config.suite_cells import Cell, Suite
+from atlas_flwr.config.suite_cells import Cell, Pair, Suite
 from atlas_flwr.engine.launch_signals import signals_raise
 from atlas_flwr.errors import RunFailed, RunStopped
 from atlas_flwr.results.series import show, show_seconds
@@ -92,7 +92,7 @@ class _Runner:
         self._runs = self._suite.cells()
         self._groups: dict[Pair, list[Cell]] = {}
         for cell in self._tuning:
-            self._groups.setdefault(_pair(cell), []).append(cell)
+            self._groups.setdefault(cell.tuned_as, []).append(cell)
         self._scores: dict[Path, Score] = {}
         # Until a pair's tuning has ended its runs wait; those of the others do not.
         self._waiting = set(self._groups)
@@ -104,7 +104,7 @@ class _Runner:
             ResultError: A folder holds a finished run with other tuned values.
         """
         for run in self._runs:
-            if _pair(run) not in self._waiting:
+            if run.tuned_as not in self._waiting:
                 is_finished(self._out / run.folder, run.config)
         while True:
             while self.crew.free and (cell := self._next()) is not None:
@@ -133,7 +133,7 @@ class _Runner:
         """Take the first cell whose values are known; while there is none, None."""
         if self._tuning:
             return self._tuning.pop(0)
-        ready = (i for i, cell in enumerate(self._runs) if _pair(cell) not in self._waiting)
+        ready = (i for i, cell in enumerate(self._runs) if cell.tuned_as not in self._waiting)
         index = next(ready, None)
         return None if index is None else self._runs.pop(index)
 
@@ -144,8 +144,8 @@ class _Runner:
         folder = self._out / cell.folder
         if (
             not cell.tuning
-            and _pair(cell) in self._groups
-            and _pair(cell) not in self.files.choices
+            and cell.tuned_as in self._groups
+            and cell.tuned_as not in self.files.choices
         ):
             self.view.begin(cell)
             self.view.end(cell, "not run: its tuning has no score", "yellow")
@@ -196,7 +196,7 @@ class _Runner:
 
     def _scored(self, cell: Cell, score: Score) -> None:
         """Keep a score; with the pair's last one choose, and lay out its runs."""
-        pair = _pair(cell)
+        pair = cell.tuned_as
         self._scores[cell.folder] = score
         folders = [each.folder for each in self._groups[pair]]
         if not all(folder in self._scores for folder in folders):
@@ -209,7 +209,3 @@ class _Runner:
         for place in chosen.values():
             is_finished(self._out / place.folder, place.config)
         self._runs = [chosen.get(c.folder, c) for c in self._runs]
-
-
-def _pair(cell: Cell) -> Pair:
-    return cell.setting, cell.label

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas_flwr.config.load import parse_value
-from atlas_flwr.config.suite import combinations, flatten, override, slug
+from atlas_flwr.config.overrides import combinations, flatten, override, slug
 from atlas_flwr.config.suite_cells import Suite, load_suite
 from atlas_flwr.errors import ConfigError
 
@@ -112,3 +112,70 @@ def test_one_label_may_serve_two_settings(tmp_path: Path) -> None:
     assert [c.config.strategy.name for c in cells] == ["fedavg", "fedprox"]
     with pytest.raises(ConfigError, match=r"run.1.name: 'x' is named twice"):
         suite(tmp_path, setting=settings, run=[entries[0], {**entries[1], "only": ["a"]}])
+
+
+FEDAVG = {"strategy": "fedavg"}
+RATES = {"keys": {"train.learning-rate": [0.1, 0.2]}}
+
+
+def test_what_is_tuned_as_another_is_not_tuned_and_takes_its_values(tmp_path: Path) -> None:
+    """An ablation that had a rate of its own would differ in two things."""
+    keys: dict[str, Any] = {
+        "tune": RATES,
+        "setting": [{"name": "a"}, {"name": "b", "tuned-as": "a"}],
+        "run": [
+            {"strategy": "fedavg"},
+            {"name": "half", "strategy": "fedavg", "tuned-as": "fedavg"},
+        ],
+    }
+    found = suite(tmp_path, **keys)
+    assert {(cell.setting, cell.label) for cell in found.tuning()} == {("a", "fedavg")}
+    cells = found.cells({("a", "fedavg"): {"train.learning-rate": 0.2}})
+    assert len(cells) == 4
+    assert {cell.config.learning_rate for cell in cells} == {0.2}
+    assert {cell.tuned_as for cell in cells} == {("a", "fedavg")}
+    only = load_suite(tmp_path / "s.toml", only=["half"])
+    assert [cell.label for cell in only.tuning()] == ["fedavg", "fedavg"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"run": [{"strategy": "fedavg", "tuned-as": "x"}]}, r"run.0.tuned-as: unknown name 'x'"),
+        (
+            {"run": [{"strategy": "fedavg", "tuned-as": "fedavg"}]},
+            r"run.0.tuned-as: 'fedavg' is itself tuned as 'fedavg'",
+        ),
+        (
+            {"setting": [{"name": "a"}, {"name": "b", "tuned-as": "a", "holdout": 0.1}]},
+            r"setting.1.tuned-as: .* no holdout of its own",
+        ),
+        (
+            {
+                "setting": [{"name": "a"}, {"name": "b"}],
+                "run": [
+                    {"strategy": "fedavg", "only": ["a"]},
+                    {"strategy": "fedprox", "tuned-as": "fedavg"},
+                ],
+            },
+            r"tuned-as: 'fedprox' in 'b' takes what is chosen for 'fedavg' in 'b', where it does",
+        ),
+        (
+            {
+                "run": [
+                    {"strategy": "fedavg"},
+                    {"strategy": "fedprox", "tuned-as": "fedavg", "tune": {}},
+                ]
+            },
+            r"run.1.tuned-as: .* no tune of its own",
+        ),
+    ],
+)
+def test_a_choice_that_nobody_makes_is_refused(
+    tmp_path: Path, keys: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        suite(tmp_path, tune=RATES, **keys)
+    if "setting" not in keys:
+        with pytest.raises(ConfigError, match=r"run\.\d\.tun\S+: there is no \[tune\] table"):
+            suite(tmp_path, **keys)

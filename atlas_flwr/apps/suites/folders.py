@@ -11,8 +11,8 @@ from typing import Any
 from atlas_flwr.apps.prepare import resolve
 from atlas_flwr.apps.resume import Resumable, find_run
 from atlas_flwr.config.load import dump_config, parse_config
-from atlas_flwr.config.schema import Config
 from atlas_flwr.config.overrides import flatten
+from atlas_flwr.config.schema import Config
 from atlas_flwr.config.suite_cells import Suite
 from atlas_flwr.errors import ConfigError, ResultError
 from atlas_flwr.results.store import read_run

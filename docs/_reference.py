@@ -22,44 +22,6 @@ from strategies.registry import STRATEGIES
 
 __all__ = ["TABLES", "cli"]  # importing the command line adds its commands
 
-# Keys whose name says it all but for this, or that are explained by their section.
-MEANINGS = {
-    "run.name": "Name of the run; part of the default run directory's.",
-    "run.rounds": "Rounds of training.",
-    "run.clients": "Number of clients.",
-    "run.seed": "What every random draw follows from.",
-    "run.on-failure": "What a lost or refused client does to the run: stop it, or go on without.",
-    "run.out": "The run directory; `--out` overrides it.",
-    "model.name": "A named model, a hub id, or a folder.",
-    "model.adaptation": "LoRA adapters, or all weights.",
-    "data.tasks": "Built-in tasks, or names of `[[task]]`s; dealt to the clients in equal blocks.",
-    "data.samples-per-client": "Training rows of each client.",
-    "data.partitioner": "How labels (or sizes) are spread over the clients of a task.",
-    "data.num-classes-per-partition": "Classes of each client under `pathological`.",
-    "data.min-partition-size": "Rows that each client gets at least, under `quantity`.",
-    "task.name": "What `data.tasks` calls it.",
-    "task.path": "A folder with `train.*` and `validation.*`, or one file (split 80/20 by seed): "
-    "parquet, csv, tsv or jsonl.",
-    "task.text": "The column, or the two columns, of text.",
-    "task.label": "The column of class names or numbers.",
-    "task.base": "A built-in task that this one is a variant of.",
-    "task.label-map": "The new number of each label of `base`.",
-    "train.local-epochs": "Passes over a client's rows in one round.",
-    "train.batch-size": "Rows of one optimizer step.",
-    "train.weight-decay": "Of AdamW.",
-    "train.max-grad-norm": "Gradients are clipped to this norm.",
-    "lora.scale": "s under `constant`.",
-    "lora.alpha": "α under `standard` and `rs`.",
-    "lora.dropout": "Dropout before A, in training.",
-    "device.name": "What `devices.profiles` calls it; a built-in name redefines that one.",
-    "strategy.name": "See [strategies](strategies.md).",
-    "strategy.options": "See [strategies' options](options.md).",
-    "engine.kind": "`ray`: Flower's simulation engine; `inline`: one after another in this "
-    "process.",
-    "engine.threads": "CPU threads of one client.",
-    "engine.device": "Where tensors live; `auto` takes a GPU if there is one.",
-}
-
 
 def configuration() -> str:
     """Return one table for each section of the experiment file."""
@@ -158,11 +120,11 @@ def meanings(model: type[BaseModel]) -> dict[str, str]:
 
 
 def keys_of(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
-    """Yield each key of a section and what it means, from its docstring or ``MEANINGS``."""
+    """Yield each key of a section and what it means, from the docstring below it."""
     told = meanings(model)
     for field, info in model.model_fields.items():
         key = f"{prefix}.{info.alias}" if prefix else str(info.alias)
-        yield key, _plain(told.get(field, "")) or MEANINGS.get(key, "")
+        yield key, _plain(told.get(field, ""))
 
 
 # ------------------------------------------------------------------ cells

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from atlas_flwr.aggregation.measures import effective_rank, relative_error
-from atlas_flwr.config.schema import Section
+from atlas_flwr.config.sections import Section
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.results.record import Measured
 from atlas_flwr.types import (

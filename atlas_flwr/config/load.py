@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from atlas_flwr.config.checks import check_sections
 from atlas_flwr.config.devices import DEVICES
-from atlas_flwr.config.schema import Config, DeviceSection
+from atlas_flwr.config.schema import Config
+from atlas_flwr.config.sections import DeviceSection
 from atlas_flwr.errors import ConfigError, did_you_mean
 
 

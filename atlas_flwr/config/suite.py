@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from atlas_flwr.config.names import Name, twice
 from atlas_flwr.config.overrides import combinations, flatten, slug
-from atlas_flwr.config.schema import PositiveInt, Section
+from atlas_flwr.config.sections import PositiveInt, Section
 from atlas_flwr.errors import ConfigError, did_you_mean
 
 # What tells the runs of a suite apart, so no override may set it.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_flwr.config.schema import DataSection
+from atlas_flwr.config.sections import DataSection
 from atlas_flwr.data.partition import (
     deal_evaluation,
     deal_training,

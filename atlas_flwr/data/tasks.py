@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from atlas_flwr.config.schema import TaskSection
+from atlas_flwr.config.sections import TaskSection
 from atlas_flwr.errors import ConfigError, did_you_mean
 
 

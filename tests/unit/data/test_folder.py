@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas_flwr.config.schema import DataSection
+from atlas_flwr.config.sections import DataSection
 from atlas_flwr.data.folder import FACTS, holds_full, open_folder, read_facts, write_shard
 from atlas_flwr.data.load import load_rows
 from atlas_flwr.data.shards import Shard, deal_task

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from atlas_flwr.config.schema import DataSection
+from atlas_flwr.config.sections import DataSection
 from atlas_flwr.data.shards import deal_task
 from atlas_flwr.data.tokenised import TokenisedTask, TokenTable
 from atlas_flwr.errors import DataError

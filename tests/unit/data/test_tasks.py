@@ -1,6 +1,6 @@
 import pytest
 
-from atlas_flwr.config.schema import TaskSection
+from atlas_flwr.config.sections import TaskSection
 from atlas_flwr.data.tasks import TASKS, mapped_names, resolve_tasks
 from atlas_flwr.errors import ConfigError
 

@@ -59,16 +59,17 @@ def go_on(
         if same_as is not None:
             check_same(resolve(same_as), stored_config(folder))
         mend(folder)
+        found = read_run(folder)
         console.print(f"{folder} is finished: nothing to go on with", soft_wrap=True)
-        print_results(console, read_run(folder).summary, folder)
+        print_results(console, found.summary, folder)
         return
     check_engine(folder, deployed is not None)
-    found = find_run(folder, overrides, since)
+    stopped = find_run(folder, overrides, since)
     if same_as is not None:
-        check_same(resolve(same_as), found.config)
-        found = replace(found, config=same_as)
+        check_same(resolve(same_as), stopped.config)
+        stopped = replace(stopped, config=same_as)
     with Progress(console) as progress:
-        run_experiment(found.config, progress.handle, found, deployed)
+        run_experiment(stopped.config, progress.handle, stopped, deployed)
     print_results(console, read_run(folder).summary, folder)
 
 

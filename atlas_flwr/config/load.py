@@ -41,6 +41,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    if isinstance(tree.get("run"), list):
+        raise ConfigError(f"{path}: is a suite, not an experiment: atlas suite {path}")
     return build_config(tree, path.resolve().parent, overrides)
 
 

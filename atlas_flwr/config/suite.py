@@ -89,7 +89,10 @@ def parse_suite(text: str) -> SuiteFile:
         ConfigError: It is not TOML, or a key or value is wrong; names the dotted path.
     """
     try:
-        file = SuiteFile.model_validate(tomllib.loads(text))
+        tree = tomllib.loads(text)
+        if "data" in tree and "base" not in tree:
+            raise ConfigError("is an experiment, not a suite: atlas run it, or name it as a base")
+        file = SuiteFile.model_validate(tree)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"not valid TOML: {error}") from error
     except ValidationError as error:

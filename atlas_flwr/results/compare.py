@@ -35,7 +35,7 @@ from atlas_flwr.results.series import (
     tasks_of,
 )
 from atlas_flwr.results.store import RunResult
-from atlas_flwr.results.sweeps import NOT_COMPARED, flat, sweep_figures
+from atlas_flwr.results.sweeps import NOT_COMPARED, keys_of, sweep_figures
 from atlas_flwr.results.writing import atomic_write
 
 _SCORES = ("accuracy", "worst_client_accuracy", "loss")
@@ -212,7 +212,7 @@ def _labels(runs: Sequence[RunResult]) -> list[str]:
 
 
 def _differences(runs: Sequence[RunResult]) -> dict[str, tuple[str, ...]]:
-    trees = [flat(run.config) for run in runs]
+    trees = [keys_of(run) for run in runs]
     keys = sorted(set().union(*trees) - set(NOT_COMPARED))
     values = {key: tuple(without_home(tree.get(key, "–")) for tree in trees) for key in keys}
     return {key: row for key, row in values.items() if len(set(row)) > 1}

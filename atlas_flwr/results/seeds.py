@@ -9,7 +9,7 @@ import numpy as np
 
 from atlas_flwr.results.series import count, curve, show
 from atlas_flwr.results.store import RunResult
-from atlas_flwr.results.sweeps import NOT_COMPARED, SEED, differing, flat
+from atlas_flwr.results.sweeps import NOT_COMPARED, SEED, differing, keys_of
 
 # What follows from the strategy is no other difference between two of them.
 STRATEGY = ("strategy.", "model.head")
@@ -74,7 +74,7 @@ def groups_of(runs: Mapping[str, RunResult]) -> list[Group]:
     """
     keyed: dict[tuple[object, ...], dict[str, RunResult]] = {}
     for label, run in runs.items():
-        tree = flat(run.config)
+        tree = keys_of(run)
         seed = tree.pop(SEED, str(run.summary["seed"]))
         same = tuple(sorted((k, v) for k, v in tree.items() if k not in NOT_COMPARED))
         again = 0
@@ -86,12 +86,12 @@ def groups_of(runs: Mapping[str, RunResult]) -> list[Group]:
 
 
 def _seed(run: RunResult) -> str:
-    return flat(run.config).get(SEED, str(run.summary["seed"]))
+    return keys_of(run).get(SEED, str(run.summary["seed"]))
 
 
 def _names(groups: Sequence[Mapping[str, RunResult]]) -> list[str]:
     """Return a name per group: the run's where it is alone, else what tells it from others."""
-    trees = [flat(next(iter(group.values())).config) for group in groups]
+    trees = [keys_of(next(iter(group.values()))) for group in groups]
     apart = sorted(differing(trees) - {SEED, "strategy.name"}) if len(trees) > 1 else []
     names = []
     for group, tree in zip(groups, trees, strict=True):
@@ -126,7 +126,7 @@ def more_than_strategy(runs: Sequence[RunResult]) -> list[str]:
 
     Where strategies are all the same, what differs is what is compared, and nothing is returned.
     """
-    trees = [flat(run.config) for run in runs]
+    trees = [keys_of(run) for run in runs]
     apart = differing(trees) - {SEED} if len(trees) > 1 else set()
     if "strategy.name" not in apart:
         return []

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 
+from atlas_flwr.config.load import dump_config, parse_config
 from atlas_flwr.results.series import PALETTE, curve
 from atlas_flwr.results.shapes import LineFigure
 from atlas_flwr.results.store import RunResult
@@ -30,7 +33,7 @@ def against_eta(runs: Sequence[RunResult]) -> LineFigure | None:
     Over seeds the mean and its standard deviation are drawn. A run whose η is no number (one that
     chooses it) is a level line.
     """
-    trees = [flat(run.config) for run in runs]
+    trees = [keys_of(run) for run in runs]
     if differing(trees) - {SEED} != {ETA} or not all(ETA in tree for tree in trees):
         return None
     found: dict[str, list[RunResult]] = {}
@@ -65,7 +68,7 @@ def over_seeds(runs: Mapping[str, RunResult]) -> LineFigure | None:
     """
     groups: dict[tuple[tuple[str, str], ...], dict[str, RunResult]] = {}
     for label, run in runs.items():
-        tree = {k: v for k, v in flat(run.config).items() if k not in (*NOT_COMPARED, SEED)}
+        tree = {k: v for k, v in keys_of(run).items() if k not in (*NOT_COMPARED, SEED)}
         groups.setdefault(tuple(sorted(tree.items())), {})[label] = run
     repeated = {key: group for key, group in groups.items() if _seeds(group) > 1}
     if not repeated:
@@ -97,6 +100,25 @@ def over_seeds(runs: Mapping[str, RunResult]) -> LineFigure | None:
         "rounds that all of them have."
     )
     return LineFigure("seeds", "Over seeds", caption, "accuracy", shown, zero=False)
+
+
+def keys_of(run: RunResult) -> dict[str, str]:
+    """Return a run's config as dotted keys and text.
+
+    A key that is younger than the run has its default, for that is what the run did.
+    """
+    return {**_defaults(), **flat(run.config)}
+
+
+@cache
+def _defaults() -> dict[str, str]:
+    """Return the default of every key but those that are given, or left out, in each file."""
+    plain = flat(tomllib.loads(dump_config(parse_config({"data": {"tasks": ["sst2"]}}))))
+    return {
+        key: value
+        for key, value in plain.items()
+        if key not in ("data.tasks", "lora.rank") and not key.startswith("strategy.")
+    }
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -157,7 +179,7 @@ def _around(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _seeds(group: Mapping[str, RunResult]) -> int:
-    return len({flat(run.config).get(SEED) for run in group.values()})
+    return len({keys_of(run).get(SEED) for run in group.values()})
 
 
 def _n(values: Sequence[float]) -> str:

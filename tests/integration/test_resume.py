@@ -65,6 +65,10 @@ def test_resuming_a_finished_run_says_so(run: Callable[..., Run], atlas: Any) ->
     assert said.code == 0
     assert "is finished" in said.out
     assert listing(done.folder) == before
+    (done.folder / "rounds.jsonl").unlink()
+    broken = atlas("resume", done.folder)
+    assert (broken.code, broken.out) == (2, "")
+    assert "rounds.jsonl: missing" in broken.err
 
 
 def test_stop_after_stops_between_rounds_and_the_rest_follows(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from atlas_flwr.apps.shipped import named_file, shipped_suites
+from atlas_flwr.apps.shipped import named_file, shipped_experiments, shipped_suites
 from atlas_flwr.config.suite_cells import Suite, load_suite
 from atlas_flwr.errors import ConfigError, did_you_mean
 
@@ -22,6 +22,8 @@ def suite_file(given: Path) -> Path:
     shipped = shipped_suites()
     if found := named_file(given, shipped):
         return found
+    if given.stem in shipped_experiments():
+        raise ConfigError(f"{given}: is an experiment, not a suite: atlas run {given.stem}")
     near = did_you_mean(str(given), shipped)
     raise ConfigError(f"{given}: no such file{near}; shipped suites: {', '.join(shipped)}")
 

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from atlas_flwr.apps.catalogue import experiment_file
-from atlas_flwr.apps.shipped import shipped_experiments
+from atlas_flwr.apps.shipped import shipped_experiments, shipped_suites
+from atlas_flwr.apps.suites.file import suite_file
+from atlas_flwr.config.load import load_config
+from atlas_flwr.config.suite_cells import load_suite
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.models.catalog import MODELS, refusal
 
@@ -30,6 +33,16 @@ def test_what_is_none_is_told_what_it_is(given: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         experiment_file(Path(given))
     assert words in str(caught.value)
+
+
+def test_an_experiment_is_no_suite_and_a_suite_no_experiment() -> None:
+    suite, experiment = shipped_suites()["suite_glue"], shipped_experiments()["sst2"]
+    with pytest.raises(ConfigError, match="is a suite, not an experiment: atlas suite"):
+        load_config(suite)
+    with pytest.raises(ConfigError, match="is an experiment, not a suite: atlas run"):
+        load_suite(experiment)
+    with pytest.raises(ConfigError, match="is an experiment, not a suite: atlas run sst2"):
+        suite_file(Path("sst2"))
 
 
 @pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.hub_id])

@@ -46,6 +46,17 @@ def test_strategies_and_repeated_seeds_are_groups_of_their_own(seeded):
     assert sizes == [2, 1, 1]  # the second fedavg of seed 1 is no third seed
 
 
+def test_a_key_younger_than_a_run_has_its_default(seeded):
+    """What a version that had no such key did, is what the default does."""
+    now = seeded("fedavg", 2)
+    now.config["data"] = now.config.get("data", {}) | {"evaluation-rows": 0}
+    old = seeded("fedavg", 1)
+    old.config.get("data", {}).pop("evaluation-rows", None)
+    (panel,) = compare([old, now]).panels
+    assert [group.size for group in groups_of(panel.runs)] == [2]
+    assert "data.evaluation-rows" not in panel.differences
+
+
 def test_a_round_that_one_seed_lacks_is_not_drawn(seeded):
     short = seeded("fedavg", 2)
     del short.rounds[-1]

@@ -102,7 +102,7 @@ def parts_of(clients: Clients, repetitions: int) -> dict[str, float]:
     What is left of the last is applying the two Qs to the core's bases, and the signs.
     """
     stacked = factored_mean(clients)
-    r_b, r_a = np.linalg.qr(stacked.b, mode="r"), np.linalg.qr(stacked.a.T, mode="r")
+    r_b, r_a = (np.asarray(np.linalg.qr(m, mode="r")) for m in (stacked.b, stacked.a.T))
     core = r_b @ r_a.T
     steps: dict[str, Callable[[], object]] = {
         "checks and stacking": lambda: factored_mean(clients),

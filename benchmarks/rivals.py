@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 from atlas_flwr.config.schema import Config
-from atlas_flwr.data.load import Rows, load_rows
+from atlas_flwr.data.load import TaskRows, load_rows
 from atlas_flwr.models.backbone import quiet
 from atlas_flwr.models.catalog import locate
 from benchmarks.bare_loop import new_model, trainable
@@ -23,7 +24,7 @@ from clients.site import open_site, task_specs
 GUIDE_LENGTH = 128
 
 
-def rows_of(config: Config) -> Rows:
+def rows_of(config: Config) -> TaskRows:
     """Return the texts of the experiment's only task."""
     spec = task_specs(config)[config.data.tasks[0]]
     return load_rows(spec, config.data.root, config.run.seed)
@@ -66,7 +67,7 @@ class QuickstartClient:
 
         data = self.raw.map(encode, batched=True, remove_columns="text")
         return DataLoader(
-            data,  # type: ignore[arg-type]
+            data,
             shuffle=True,
             batch_size=self.config.train.batch_size,
             collate_fn=DataCollatorWithPadding(tokenizer=tokenizer),
@@ -115,7 +116,7 @@ class GuideLoop:
             )
             score(model, self.batches(table, site.own_rows, site.eval_batch_size))
 
-    def batches(self, rows: Any, chosen: Sequence[int], size: int) -> list[dict[str, Any]]:
+    def batches(self, rows: Any, chosen: NDArray[np.int64], size: int) -> list[dict[str, Any]]:
         """Return the chosen rows tokenised and padded to the fixed length."""
         texts = [" ".join(rows.texts[i]) for i in chosen]
         encoded = self.tokenizer(

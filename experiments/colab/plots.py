@@ -155,9 +155,11 @@ def _final(axes: Axes, done: Sequence[Done]) -> None:
         scores = [each.run.summary["final"]["by_task"].get(task, {}) for each in done]
         points = [(s["accuracy"], y) for y, s in enumerate(scores) if s.get("accuracy") is not None]
         if points:
-            look = {"marker": MARKERS[place % len(MARKERS)], "s": 46, "zorder": 3}
-            axes.scatter(*zip(*points, strict=True), c="white", edgecolors="#1f2933", **look)
-            axes.scatter([], [], c="white", edgecolors="#1f2933", label=task, **look)
+            look: dict[str, Any] = {"marker": MARKERS[place % len(MARKERS)], "s": 46, "zorder": 3}
+            look |= {"c": "white", "edgecolors": "#1f2933"}
+            x, y = zip(*points, strict=True)
+            axes.scatter(x, y, **look)
+            axes.scatter([], [], label=task, **look)
     axes.set_xlim(0, 1.12)
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.set(title="Final accuracy, whole evaluation sets", xlabel="accuracy: bar mean, mark task")

@@ -110,7 +110,7 @@ def plain_errors() -> None:
         print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
 
     if shell is not None:
-        shell.set_custom_exc((AtlasError,), one_line)
+        shell.set_custom_exc((AtlasError,), one_line)  # type: ignore[no-untyped-call]
 
 
 def zip_results(out: str | Path = "results") -> Path:

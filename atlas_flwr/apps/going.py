@@ -23,7 +23,7 @@ from atlas_flwr.apps.server import disk_errors
 from atlas_flwr.config.schema import Config
 from atlas_flwr.results.console import Progress, print_results
 from atlas_flwr.results.report import publish
-from atlas_flwr.results.store import read_run
+from atlas_flwr.results.store import REPORT, read_run
 
 
 def begin(console: Console, config: Config, deployed: Launcher | None = None) -> None:
@@ -75,7 +75,7 @@ def go_on(
 
 def mend(folder: Path) -> None:
     """Finish what a kill cut short after a run's end: its page, its mirror."""
-    if not (folder / "report.html").exists():
+    if not (folder / REPORT).exists():
         publish(folder)
     with disk_errors(folder):
         catch_up(stored_config(folder), folder)

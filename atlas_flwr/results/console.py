@@ -19,9 +19,16 @@ from atlas_flwr.results.found import clusters_line
 from atlas_flwr.results.merges import last_merge
 from atlas_flwr.results.ranked import ranks_line
 from atlas_flwr.results.series import count, show, show_bytes, show_error, show_seconds
-from atlas_flwr.results.store import read_extra
+from atlas_flwr.results.store import REPORT, read_extra
 
 BARS = "▁▂▃▄▅▆▇█"
+_SHOWN = {
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "macro_f1": "macro-F1",
+    "mcc": "MCC",
+    "loss": "loss",
+}
 PHASE_WORDS = {
     "fingerprint": "fingerprinting",
     "score": "comparing models",
@@ -191,7 +198,7 @@ class Progress(LiveView):
 
 
 def print_results(console: Console, summary: Mapping[str, Any], path: Path) -> None:
-    """Print the final table, costs, clusters, ranks, and the run directory whole, on its own line.
+    """Print the final table, costs, clusters, ranks, the report and, last of all, the directory.
 
     Raises:
         ResultError: ``clusters.json`` or ``ranks.json`` is there but broken.
@@ -202,6 +209,8 @@ def print_results(console: Console, summary: Mapping[str, Any], path: Path) -> N
         if line:
             console.print(Text(line), soft_wrap=True)
     # A path that is cut in two can't be copied.
+    if (path / REPORT).exists():
+        console.print(Text(f"report: {path / REPORT}"), soft_wrap=True)
     console.print(Text(str(path), style="bold"), soft_wrap=True)
 
 
@@ -211,13 +220,15 @@ def results_table(summary: Mapping[str, Any]) -> RenderableType:
     title = Text(f"{summary['experiment']} · {summary['strategy']} · {summary['status']}")
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("task", overflow="fold")
-    for name in ("accuracy", "F1", "macro-F1", "MCC", "loss"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for task, scores in final["by_task"].items():
-        cells = (show(scores[m], 4) for m in ("accuracy", "f1", "macro_f1", "mcc", "loss"))
-        table.add_row(Text(task), *cells)
+    tasks = final["by_task"]
+    # F1 of the second class is of tasks with two; a column that nobody has is left out.
+    shown = [m for m in _SHOWN if m in final or any(s[m] is not None for s in tasks.values())]
+    for metric in shown:
+        table.add_column(_SHOWN[metric], justify="right", no_wrap=True)
+    for task, scores in tasks.items():
+        table.add_row(Text(task), *(show(scores[metric], 4) for metric in shown))
     table.add_section()
-    total = (show(final["accuracy"], 4), "", "", "", show(final["loss"], 4))
+    total = (show(final[metric], 4) if metric in final else "" for metric in shown)
     table.add_row("mean over tasks", *total, style="bold")
     table.add_row("worst client", show(final["worst_client_accuracy"], 4))
     lines = [f"{count(summary['rounds_completed'], 'round')} in {show_seconds(summary['seconds'])}"]

@@ -34,7 +34,7 @@ from atlas_flwr.results.series import (
     show_seconds,
     tasks_of,
 )
-from atlas_flwr.results.store import RunResult, read_run
+from atlas_flwr.results.store import REPORT, RunResult, read_run
 from atlas_flwr.results.writing import atomic_write
 
 
@@ -72,7 +72,7 @@ def publish(path: Path) -> RunResult:
 
 def write_report(run: RunResult) -> Path:
     """Write ``report.html`` into the run's directory and return its path."""
-    path = run.path / "report.html"
+    path = run.path / REPORT
     atomic_write(path, render(page.REPORT, **_content(run)))
     return path
 

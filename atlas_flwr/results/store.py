@@ -22,6 +22,7 @@ from atlas_flwr.results.record import COLUMNS, ClientRow, RoundRecord
 from atlas_flwr.results.watch import runs_below
 from atlas_flwr.results.writing import append_synced, atomic_write
 
+REPORT = "report.html"
 RUN_FILES = ("config.toml", "provenance.json", "rounds.jsonl", "clients.parquet", "summary.json")
 SUMMARY_KEYS = (
     *("experiment", "strategy", "model", "engine", "seed", "status", "rounds_completed"),

@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
-from atlas_flwr.errors import ResultError
 from atlas_flwr.results.series import count
 from atlas_flwr.results.stats import Paired, holm, paired
 from atlas_flwr.results.suites.rows import SuiteRun, check_metric, check_name, less_is_better
+from atlas_flwr.results.suites.targets import TARGETS, Target, check_target, time_to
 
 Test = Literal["t", "wilcoxon"]
-TARGETS = {
-    "accuracy": "accuracy",
-    "own_accuracy": "accuracy",
-    "worst_client_accuracy": "worst_client_accuracy",
-    "worst_own_accuracy": "worst_client_accuracy",
-    "loss": "loss",
-    "own_loss": "loss",
-}
-
-
-@dataclass(frozen=True)
-class Target:
-    """When runs first reach a number on the clients' own rows.
-
-    Attributes:
-        reached: How many runs do.
-        runs: How many have a run directory to tell.
-        rounds: Median over runs of the first such round; None where half of them never do.
-        bytes: Median of the bytes moved up to that round's end, both ways; None likewise.
-    """
-
-    reached: int
-    runs: int
-    rounds: float | None
-    bytes: float | None
 
 
 @dataclass(frozen=True)
@@ -50,7 +24,7 @@ class Line:
         strategy: Its strategy.
         values: The metric by seed, absent numbers left out.
         mean: Over seeds; ``std`` the sample standard deviation, None below two seeds.
-        best: Whether no mean of the setting is better.
+        best: Whether no mean of the setting is better, of those over as many seeds as any.
         against: The comparison with the baseline; None for the baseline itself.
         holm: Corrected p by test: ``{"t": …, "wilcoxon": …}``.
         worst: Mean of the worst client's accuracy.
@@ -138,7 +112,7 @@ def analyse(
     if baseline is not None:
         check_name("--baseline", baseline, labels)
     if target is not None:
-        _check_target(metric, target)
+        check_target(metric, target)
     chosen = baseline or labels[0]
     groups: dict[tuple[str, str], list[SuiteRun]] = {}
     for run in runs:
@@ -150,17 +124,6 @@ def analyse(
     return Analysis(
         metric, chosen, settings, labels, lines, family, confidence, target, tuple(notes)
     )
-
-
-def _check_target(metric: str, target: float) -> None:
-    if metric not in TARGETS:
-        raise ResultError(
-            f"--target: {metric} is not measured every round; --metric takes {', '.join(TARGETS)}"
-        )
-    most = math.inf if TARGETS[metric] == "loss" else 1.0
-    if not (0 < target <= most and math.isfinite(target)):
-        kind = "a number above 0" if most > 1 else "a share above 0, at most 1, e.g. 0.70"
-        raise ResultError(f"--target: {target:g}: {metric} is {kind}")
 
 
 def _line(runs: Sequence[SuiteRun], metric: str, target: float | None) -> Line:
@@ -181,56 +144,19 @@ def _line(runs: Sequence[SuiteRun], metric: str, target: float | None) -> Line:
     )
 
 
-def time_to(runs: Sequence[SuiteRun], key: str, target: float) -> Target | None:
-    """Return when runs first reach a target; None where no run directory can tell.
-
-    A run that never reaches it counts as later than all that do.
-
-    Args:
-        runs: Of one label in one setting.
-        key: A key of ``rounds.jsonl``; a ``loss`` has to fall to the target.
-        target: The number to reach.
-    """
-    rounds, moved = list[float](), list[float]()
-    for run in runs:
-        if run.result is None:
-            continue
-        at, sent = first_reach(run.result.rounds, key, target)
-        rounds.append(at)
-        moved.append(sent)
-    if not rounds:
-        return None
-    reached = sum(math.isfinite(at) for at in rounds)
-    return Target(reached, len(rounds), _median(rounds), _median(moved))
-
-
-def first_reach(
-    rounds: Iterable[Mapping[str, Any]], key: str, target: float
-) -> tuple[float, float]:
-    """Return the first round that reaches a target and the bytes moved until its end.
-
-    >>> first_reach([{"round": 1, "accuracy": 0.5, "bytes_up": 2, "bytes_down": 3}], "accuracy", .5)
-    (1.0, 5.0)
-    >>> first_reach([], "accuracy", 0.5)
-    (inf, inf)
-    """
-    moved = 0.0
-    for record in rounds:
-        moved += record["bytes_up"] + record["bytes_down"]
-        value = record.get(key)
-        if value is not None and (value <= target if key == "loss" else value >= target):
-            return float(record["round"]), moved
-    return math.inf, math.inf
-
-
 def _with_best(lines: Mapping[tuple[str, str], Line], metric: str) -> dict[tuple[str, str], Line]:
-    pick = min if less_is_better(metric) else max
-    best: dict[str, float] = {}
-    for (setting, _), line in lines.items():
-        if line.mean is not None:
-            best[setting] = pick(best.get(setting, line.mean), line.mean)
+    """Mark the best mean of each setting, among those over as many seeds as any has."""
+    sign = -1.0 if less_is_better(metric) else 1.0
+    ranked = {
+        key: (len(line.values), sign * line.mean)
+        for key, line in lines.items()
+        if line.mean is not None
+    }
+    best: dict[str, tuple[int, float]] = {}
+    for (setting, _), rank in ranked.items():
+        best[setting] = max(best.get(setting, rank), rank)
     return {
-        key: replace(line, best=line.mean is not None and line.mean == best[key[0]])
+        key: replace(line, best=key in ranked and ranked[key] == best[key[0]])
         for key, line in lines.items()
     }
 
@@ -293,8 +219,3 @@ def _notes(
 def _mean(values: Iterable[float | None]) -> float | None:
     there = [value for value in values if value is not None]
     return statistics.fmean(there) if there else None
-
-
-def _median(values: Sequence[float]) -> float | None:
-    middle = statistics.median(values)
-    return middle if math.isfinite(middle) else None

@@ -18,7 +18,7 @@ from atlas_flwr.errors import ResultError
 from atlas_flwr.results.plots import STYLE, layout
 from atlas_flwr.results.plots_lines import caption
 from atlas_flwr.results.plots_maps import draw_heat_map, size_of
-from atlas_flwr.results.suites.compared import TARGETS, Analysis
+from atlas_flwr.results.suites.compared import Analysis
 from atlas_flwr.results.suites.curves import bands, client_map
 from atlas_flwr.results.suites.draw import (
     AXES,
@@ -30,6 +30,7 @@ from atlas_flwr.results.suites.draw import (
     row_size,
 )
 from atlas_flwr.results.suites.rows import SuiteRun, heading, words
+from atlas_flwr.results.suites.targets import TARGETS
 from atlas_flwr.results.writing import atomic_write
 
 Form = Literal["png", "pdf", "svg"]

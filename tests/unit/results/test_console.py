@@ -119,6 +119,18 @@ def test_results_end_with_the_whole_path(run):
     assert f"{run.summary['final']['accuracy']:.4f}" in said
 
 
+def test_results_name_the_report_and_no_column_without_a_number(run):
+    (run.path / "report.html").touch()
+    for scores in run.summary["final"]["by_task"].values():
+        scores["f1"] = None
+    out = io.StringIO()
+    print_results(Console(file=out, width=80), run.summary, run.path)
+    said = out.getvalue()
+    assert f"report: {run.path / 'report.html'}\n{run.path}\n" in said
+    assert " F1 " not in said
+    assert " macro-F1 " in said
+
+
 def test_results_name_clusters_and_ranks_where_the_run_has_them(run):
     told = {"clusters": {"0": 0, "1": 1, "2": 0}}
     ranks = {

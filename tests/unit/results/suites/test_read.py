@@ -171,11 +171,20 @@ def test_means_differences_and_tests_are_numpy_s_and_scipy_s(tmp_path: Path) -> 
 
 
 def test_of_bytes_fewer_are_best(tmp_path: Path) -> None:
-    values = {("s", "much"): [0.5], ("s", "little"): [0.5, 0.5]}
-    folder = bare(tmp_path, values)
-    found = analyse(read_suites([folder]), "bytes_down")
-    assert found.lines["s", "much"].best
-    assert not found.lines["s", "little"].best
+    (tmp_path / "results.csv").write_text(
+        "setting,label,strategy,seed,accuracy,worst_client_accuracy,bytes_up,bytes_down,path\n"
+        "s,few,few,1,0.5,0.5,1,10,p\ns,many,many,1,0.5,0.5,1,20,p\n"
+    )
+    found = analyse(read_suites([tmp_path]), "bytes_down")
+    assert found.lines["s", "few"].best
+    assert not found.lines["s", "many"].best
+
+
+def test_a_mean_over_fewer_seeds_is_not_the_best(tmp_path: Path) -> None:
+    """It may have left out the seed that was bad for everybody."""
+    found = analyse(read_suites([bare(tmp_path, {("s", "a"): [0.5, 0.7], ("s", "b"): [0.9]})]))
+    assert found.lines["s", "a"].best
+    assert not found.lines["s", "b"].best
 
 
 def test_a_seed_without_a_partner_is_dropped_and_counted(tmp_path: Path) -> None:

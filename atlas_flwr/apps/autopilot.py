@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 import atlas_flwr
+from atlas_flwr import host
 from atlas_flwr.config.load import dump_config
 from atlas_flwr.config.schema import Config
 from atlas_flwr.engine.autopilot import Need, Plan, Room, plan
@@ -54,7 +54,7 @@ class Shares:
 
 def workers_of(config: Config) -> int:
     """Return how many clients the processor has room for at a time."""
-    fit = max(1, (os.cpu_count() or 1) // config.engine.threads)
+    fit = max(1, host.cores() // config.engine.threads)
     return min(config.run.clients, config.engine.workers or fit)
 
 
@@ -184,7 +184,7 @@ def foreseen(config: Config, setting: Setting) -> str:
         return f"{on_cpu}; what a GPU would hold can't be predicted" if not here else "measured"
     free, total = torch.cuda.mem_get_info() if here else (_T4_MB * MB, _T4_MB * MB)
     gpus = torch.cuda.device_count() if here else 1
-    room = Room(free / MB, total / MB, gpus, workers, psutil.virtual_memory().available / MB)
+    room = Room(free / MB, total / MB, gpus, workers, host.memory().available / MB)
     try:
         text = "; ".join(plan(need, room, config.run.clients).reasons)
     except ConfigError as error:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
+from atlas_flwr import host
 from atlas_flwr.apps.facts import DataFacts, dealt_facts
 from atlas_flwr.apps.prepare import prepare
 from atlas_flwr.config.load import load_config
@@ -94,7 +94,7 @@ def measure(config: Config) -> dict[str, Any]:
         "peak_mb": peak / MB,
         "base_mb": max(0.0, one - row) / MB,
         "host_mb": peak_bytes(torch.device("cpu")) / MB,
-        "host_free_mb": psutil.virtual_memory().available / MB,
+        "host_free_mb": host.memory().available / MB,
         "free_mb": free / MB,
         "total_mb": total / MB,
         "gpus": torch.cuda.device_count() if device.type == "cuda" else 0,

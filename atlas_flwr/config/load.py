@@ -80,7 +80,6 @@ def dump_config(config: Config) -> str:
     """Return the resolved config as TOML with every key; keys without a value are left out."""
     tree = config.model_dump(mode="json", by_alias=True, exclude_none=True)
     tree["train"]["learning-rate"] = config.learning_rate
-    tree["model"]["head"] = config.head_policy
     ranks = tree["lora"].get("rank", ())  # devices have ranks of their own
     if len(ranks) == 1:
         tree["lora"]["rank"] = ranks[0]

@@ -214,7 +214,8 @@ class EngineSection(Section):
     kind: Literal["ray", "inline"] = "ray"
     """``ray``: Flower's simulation engine; ``inline``: one after another in this process."""
     workers: PositiveInt | None = None
-    """Clients at a time. Absent: one per ``threads`` CPU cores, no more than there are clients."""
+    """Clients at a time. Absent: one per ``threads`` CPU cores that this process may use, no more
+    than there are clients."""
     threads: PositiveInt = 1
     """CPU threads of one client."""
     gpus_per_client: Literal["auto"] | NonNegativeFloat = "auto"

@@ -12,6 +12,7 @@ from typing import TypeVar
 import psutil
 import torch
 
+from atlas_flwr import host
 from atlas_flwr.errors import AtlasError
 from atlas_flwr.results.provenance import said
 
@@ -118,8 +119,8 @@ def device_memory(device: torch.device) -> tuple[int, int]:
     as free: it is about to end.
     """
     if device.type != "cuda":
-        memory = psutil.virtual_memory()
-        return int(memory.available + psutil.Process().memory_info().rss), int(memory.total)
+        memory = host.memory()
+        return memory.available + int(psutil.Process().memory_info().rss), memory.total
     own = int(torch.cuda.memory_reserved(device)) + _context_bytes(device)
     found = [torch.cuda.mem_get_info(index) for index in range(torch.cuda.device_count())]
     here = device.index or 0

@@ -22,6 +22,7 @@ LEVELS: dict[str, float] = {
     "atlas_flwr.payload": 0.5,
     "atlas_flwr.greeting": 0.6,
     "atlas_flwr.holding": 0.6,
+    "atlas_flwr.host": 0.5,
     "atlas_flwr.wire": 1,
     "atlas_flwr.aggregation": 2,
     "atlas_flwr.fingerprint": 2,

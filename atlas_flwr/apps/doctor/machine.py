@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from atlas_flwr import host
 from atlas_flwr.apps.doctor.checks import Check, fail, ok, warn
 from atlas_flwr.results.provenance import said
 
@@ -80,17 +81,8 @@ def precision() -> list[Check]:
 
 def cpu() -> list[Check]:
     """Look at the processors this process may use, and the threads that would share them."""
-    there = os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
+    there, allowed = psutil.cpu_count() or 1, host.cores()
     told = f"{allowed} of {there} cores" if allowed < there else f"{there} cores"
-    if allowed < there:
-        return [
-            warn(
-                "CPU",
-                f"{told} may be used",
-                f"set engine.workers to {allowed} (one client each), for it counts all {there}",
-            )
-        ]
     load = psutil.getloadavg()[0]
     if load > 2 * there:
         mend = "expect runs to take longer, or wait until other work has ended"
@@ -100,7 +92,7 @@ def cpu() -> list[Check]:
 
 def memory() -> list[Check]:
     """Look at the main memory that is left."""
-    found = psutil.virtual_memory()
+    found = host.memory()
     told = f"{found.available / GB:.1f} of {found.total / GB:.1f} GB available"
     if found.available < _LITTLE_RAM:
         return [warn("memory", told, "lower engine.workers, or use --engine inline")]

@@ -144,7 +144,7 @@ class ClusterFedAvg(ClusterMeans, FingerprintClustered):
         """Find clusters, place late-comers, or average inside clusters."""
         first = next(updates, None)
         stream = updates if first is None else chain([first], updates)
-        if first is not None and first.fingerprint:
+        if state.phase == 0 and (first is None or first.fingerprint):
             return self._carried_over(state, FingerprintClustered.merge(self, state, stream))
         return ClusterMeans.merge(self, state, stream)
 

@@ -220,11 +220,13 @@ def place(
     space: Hashable = 0,
     spaces: Sequence[Hashable] | None = None,
     threshold: float | None = None,
+    least: float = LEAST,
 ) -> int:
     """Return the cluster of a client that came later: the closest, each measured as a whole.
 
-    Of the clusters that the test can't tell it from, the one that is surest to be close; of
-    clusters that all differ, the one of the smallest z.
+    By the rule of ``merge_test``: of the clusters that the test can't tell it from, or that are too
+    close to matter, the one that is surest to be close; of clusters that all differ, the one of the
+    smallest z.
 
     Args:
         new: Its fingerprint.
@@ -233,6 +235,7 @@ def place(
         space: Its label space.
         spaces: Their label spaces; only clusters of its own are considered. None: all are one.
         threshold: A client further than this z from every cluster is one of its own. None: never.
+        least: Unless it is closer than this to one, as in ``merge_test``.
 
     Returns:
         A label; a new one, the highest plus 1, where no cluster will do.
@@ -253,7 +256,8 @@ def place(
     known = list(first)
     effect, error, _ = compare_one(pooled, 0, np.array(list(first.values())), shared)
     z = score(effect, error)
-    alike = z <= (threshold_for(len(at)) if threshold is None else threshold)
+    limit = threshold_for(len(at)) if threshold is None else threshold
+    alike = (z <= limit) | (effect <= least)
     if not alike.any():
         return known[int(np.argmin(z))] if threshold is None else fresh
     return known[int(np.argmin(np.where(alike, effect + _SURE * error, np.inf)))]

@@ -9,6 +9,7 @@ from sklearn.metrics import adjusted_rand_score
 from atlas_flwr.clustering.merge import Merging, merge_test, place
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.fingerprint.distance import distances
+from atlas_flwr.fingerprint.summary import summarise
 from planted import flipped, prints_of, skewed, world
 
 EVEN = (40, 40)
@@ -216,3 +217,23 @@ def test_a_late_client_joins_the_closest_cluster():
     assert place(new, [], []) == 0
     with pytest.raises(AggregationError, match="labels"):
         place(new, own, labels[:-1])
+
+
+def test_a_late_comer_is_judged_by_the_rule_of_those_before_it():
+    """Sites of one task are never exactly alike: with many rows their differences are sure, and
+    too small to matter, for who was there and for who comes."""
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        y, centres = np.arange(800) % 2, rng.normal(size=(2, 24))
+        prints = [
+            summarise(
+                centres[y] + 0.05 * rng.normal(size=24) + rng.normal(size=(800, 24)),
+                y,
+                2,
+                seed=0,
+                rng=rng,
+            )
+            for _ in range(6)
+        ]
+        assert merge_test(prints).k == 1
+        assert place(prints[5], prints[:5], [0] * 5, threshold=4.0) == 0

@@ -11,6 +11,7 @@ import numpy as np
 from atlas_flwr.aggregation.factors import truncate
 from atlas_flwr.aggregation.products import ProductMean, svd
 from atlas_flwr.aggregation.square import CoreMean, between, seeded_up
+from atlas_flwr.errors import ConfigError
 from atlas_flwr.seeding import rng_for
 from atlas_flwr.types import FACTORS, Adapter, Job, LoraFactors, ModelParts, Part, Tensors, Update
 from strategies.base import Method, Options, Served, State
@@ -45,11 +46,12 @@ class FedSb(Method):
 
     Fed-SB (Singhal et al. 2025, arXiv 2502.15436): the mean of R is the mean of products, and a
     round costs r² numbers a module. Round 1 begins with an exchange in which clients send the
-    leading r_max directions of their mean gradient at W₀; the mean's leading singular vectors
-    become B⁰ and A⁰, which are sent once. R starts at 0, so that the first model is W₀. The paper
-    starts R at the first optimizer step's size and takes that step's sign matrix for the gradient
-    [unverified: its text could not be read]. Mixed ranks, which it does not have, train the
-    leading block of R; what lies beyond a round's cohort stays, and counts as error in that round.
+    leading r_max directions of their mean gradient at W₀ (r_max: the highest rank that any module
+    of any client has); the mean's leading singular vectors become B⁰ and A⁰, which are sent once.
+    R starts at 0, so that the first model is W₀. The paper starts R at the first optimizer step's
+    size and takes that step's sign matrix for the gradient [unverified: its text could not be
+    read]. Mixed ranks, which it does not have, train the leading block of R; what lies beyond a
+    round's cohort stays, and counts as error in that round.
     """
 
     options_type = FedSbOptions
@@ -57,6 +59,23 @@ class FedSb(Method):
     summary = "a small square matrix between frozen factors (exact, r² numbers a module)"
     needs_lora = True
     mixed_ranks = True
+
+    def check(self) -> None:
+        """Refuse a core larger than its module: its last rows and columns could never be trained.
+
+        Raises:
+            ConfigError: Names the rank, the module and what it has.
+        """
+        super().check()
+        for partition in range(self.setting.clients):
+            for module, f in self.setting.initial_for(partition).adapter.items():
+                d_out, d_in = f.b.shape[0], f.a.shape[1]
+                if f.rank > min(d_out, d_in):
+                    raise ConfigError(
+                        f"lora.rank: {f.rank} is more directions than {module} ({d_out} x {d_in}) "
+                        "has, and this strategy freezes that many orthogonal ones; set "
+                        f"{min(d_out, d_in)} at most, for this module alone in lora.rank-pattern"
+                    )
 
     # -------------------------------------------------------------- the frozen factors
 
@@ -114,7 +133,9 @@ class FedSb(Method):
 
     def _gradient_job(self, state: State, partition: int) -> Job:
         own = self.setting.initial_for(partition).adapter
-        rank = max(self.setting.ranks)
+        every = map(self.setting.initial_for, range(self.setting.clients))
+        # Of every module, not lora.rank: lora.rank-pattern may give one of them more.
+        rank = max(rank for initial in every for rank in initial.ranks().values())
         expects = {}
         for module, f in own.items():
             kept = min(rank, f.b.shape[0], f.a.shape[1])

@@ -188,6 +188,10 @@ class Allocated(Asking):
         """Return what one rank of each module costs in parameters that are trained and sent."""
         return rank_costs(self.shapes(partition))
 
+    def frozen(self, partition: int, ranks: Mapping[str, int]) -> int:
+        """Return how many parameters of an adapter are held and not trained."""
+        return 0
+
     def _grant(self, partition: int) -> Grant:
         """Return what a client may spend: what its own ranks cost, where no device says more."""
         if self.setting.grants:
@@ -211,7 +215,7 @@ class Allocated(Asking):
     def _fact(self, state: State, partition: int) -> dict[str, Any]:
         grant, ranks = self._grant(partition), state.ranks[partition]
         used = cost(ranks, self.costs(partition))
-        memory = grant.memory(used, sum(ranks.values()))
+        memory = grant.memory(used, sum(ranks.values()), self.frozen(partition, ranks))
         return {
             "device": grant.device,
             "cluster": state.clusters[partition],

@@ -45,12 +45,18 @@ class EmbeddingCluster(Stepping):
     summary = "clusters from angles between embeddings' subspaces (PACFL), else atlas"
 
     def check(self) -> None:
-        """Refuse more directions than a fingerprint holds, too.
+        """Refuse more directions than a fingerprint holds, and a graph of other fingerprints, too.
 
         Raises:
-            ConfigError: A label space has too many classes for class-wise directions.
+            ConfigError: A label space has too many classes for class-wise directions, or the graph
+                needs distances that subspaces don't have.
         """
         super().check()
+        if self.options.graph != "complete":
+            raise ConfigError(
+                f"strategy.options.graph: '{self.options.graph}' weighs distances of class means, "
+                "and 'embedding_cluster' has angles; set 'complete', or use strategy 'atlas'"
+            )
         classes, p = max(self.spaces()), self.options.dimensions
         if self.options.rows == "pooled":
             return

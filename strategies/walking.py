@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
@@ -14,6 +15,7 @@ from atlas_flwr.aggregation.laplacian import Step, Truncation, product_step
 from atlas_flwr.aggregation.laplacian_linear import factor_step, ffa_step
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.fingerprint.distance import distances
+from atlas_flwr.ranks.budget import Grant
 from atlas_flwr.types import Part, Stage
 from strategies.allocated import Allocated, RankOptions
 from strategies.base import Options, Served, State
@@ -26,9 +28,10 @@ class GraphOptions(RankOptions):
 
     graph: Literal["complete", "rbf", "knn"] = "complete"
     """Edges: ``complete`` joins all of a cluster by their rows, so that η = 1 is their weighted
-    mean; ``rbf`` weighs pairs by ``exp(−d² / h²)`` of their fingerprints' distance, h the median;
-    ``knn`` keeps of those each client's nearest ones. A client counts itself as one more
-    neighbour at weight 1, so that weights of 1 are ``complete``'s."""
+    mean; ``rbf`` weighs pairs by ``exp(−d² / h²)`` of their fingerprints' distance, h the median
+    over all pairs and no less than the noise of one; ``knn`` keeps of those each client's nearest
+    ones. A client counts itself as one more neighbour at weight 1, so that weights of 1 are
+    ``complete``'s."""
     neighbours: Annotated[int, Field(ge=1, strict=True)] = 3
     """Clients that each one chooses under ``knn``; the other graphs don't read it."""
     cross: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.0
@@ -81,6 +84,16 @@ class Walking(Allocated):
             return super().costs(partition)
         return {module: d_out for module, (d_out, _) in self.shapes(partition).items()}
 
+    def frozen(self, partition: int, ranks: Mapping[str, int]) -> int:
+        """Return the parameters of A where it is frozen."""
+        shapes = self.shapes(partition)
+        return sum(rank * shapes[module][1] for module, rank in ranks.items()) * self._frozen
+
+    def _grant(self, partition: int) -> Grant:
+        """Return what a client may spend; where A is frozen, on B, with room for A beside it."""
+        grant = super()._grant(partition)
+        return grant.of_b_alone(self.shapes(partition)) if self._frozen else grant
+
     # -------------------------------------------------------------- the graph
 
     def stepping(self, state: State) -> list[int]:
@@ -95,21 +108,31 @@ class Walking(Allocated):
         if options.graph == "complete":
             return super().graph(state, present)
         clusters = [state.clusters[p] for p in present]
-        far = self._distances(state, present)
+        far, bandwidth = self._distances(state, present)
         if not options.cross:  # neighbours are chosen inside the cluster too
             far[np.not_equal.outer(clusters, clusters)] = np.inf
         least = np.min(far, initial=0.0)
-        weights = rbf(np.sqrt(np.maximum(far, 0.0)))
+        weights = rbf(np.sqrt(np.maximum(far, 0.0)), bandwidth)
         if options.graph == "knn":  # unbiased distances of the nearest ones are below 0
             weights = knn(far - least, options.neighbours, weights)
         sizes = [float(state.sizes[p]) for p in present]
         return self_weighted(within(weights, clusters, options.cross), sizes)
 
-    def _distances(self, state: State, present: Sequence[int]) -> Float:
-        """Return squared distances of fingerprints; infinite where two can't be compared."""
+    def _distances(self, state: State, present: Sequence[int]) -> tuple[Float, float | None]:
+        """Return squared distances of fingerprints, and the bandwidth of ``rbf`` for their roots.
+
+        A distance is infinite where two can't be compared. The bandwidth is the median's root, over
+        all pairs whatever their clusters, and no less than that of the error: inside a cluster
+        what is left of the distances is mostly noise, which must not decide who is near.
+        """
         spaces = [self.spaces()[p] for p in present]
         found = distances([state.prints[p] for p in present], spaces)
-        return np.where(np.isfinite(found.error), found.effect, np.inf)
+        known = np.isfinite(found.error)
+        pairs = known & ~np.eye(len(present), dtype=bool)
+        apart = found.effect[pairs & (found.effect > 0)]
+        medians = [float(np.median(m)) for m in (apart, found.error[pairs]) if m.size]
+        bandwidth = math.sqrt(max(medians, default=0.0)) or None
+        return np.where(known, found.effect, np.inf), bandwidth
 
     def told(self, state: State, rows: Mapping[int, int]) -> State:
         """Return the state with the graph of all in its record, where all have told their rows."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.ranks.memory import STATE_BYTES, Memory
 
 Limit = Literal["memory", "state", "uplink"]
+VALUE_BYTES = 4  # of a float32 that is held and not trained
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,40 @@ class Grant:
         """The bytes that training holds at most, the whole grant spent; None if not known."""
         return self.memory(self.params, self.ranks)
 
-    def memory(self, params: int, ranks: int) -> int | None:
+    def memory(self, params: int, ranks: int, frozen: int = 0) -> int | None:
         """Return the bytes predicted for an adapter; None if the model's shape is not known.
 
         Args:
-            params: Its parameters.
+            params: Its trained parameters.
             ranks: The sum of its modules' ranks.
+            frozen: Its parameters that are held and not trained.
         """
         if self.resting is None:
             return None
         bare = self.resting.total - self.resting.adapter
-        return bare + STATE_BYTES * params + self.rank_bytes * ranks
+        return bare + STATE_BYTES * params + VALUE_BYTES * frozen + self.rank_bytes * ranks
+
+    def of_b_alone(self, shapes: Mapping[str, tuple[int, int]]) -> Grant:
+        """Return the grant where A is frozen: parameters count ``Σ r d_out``.
+
+        A parameter of B brings more of A and of ``A x`` with it than one of both: the memory is
+        divided by the dearest module's bytes, so that no way to deal ranks exceeds it.
+
+        Args:
+            shapes: ``(d_out, d_in)`` by module.
+        """
+        if "memory" not in self.each:
+            return self
+        narrowest = min(rank_costs(shapes).values())
+        room = self.each["memory"] * (STATE_BYTES * narrowest + self.rank_bytes) / narrowest
+        dearest = max(
+            STATE_BYTES + (VALUE_BYTES * d_in + self.rank_bytes) / d_out
+            for d_out, d_in in shapes.values()
+        )
+        each: dict[Limit, int] = {**self.each, "memory": int(room / dearest)}
+        params = min(self.params, each["memory"])
+        by: Limit | Literal["lora.rank"] = "memory" if params < self.params else self.by
+        return replace(self, params=params, by=by, each=each)
 
 
 def allowance(

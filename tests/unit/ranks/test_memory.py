@@ -122,6 +122,38 @@ def test_whatever_ranks_spend_the_allowance_the_memory_is_not_exceeded(load, cos
     assert grant.memory(used, ranks) <= grant.needs <= limit.memory
 
 
+@given(
+    load=st.builds(Load, st.integers(1, 64), st.integers(1, 512)),
+    shapes=st.lists(st.tuples(st.integers(2, 900), st.integers(2, 900)), min_size=1, max_size=6),
+    room=st.integers(10**6, 10**8),
+    seed=st.integers(0, 99),
+)
+def test_a_frozen_a_is_paid_for_however_ranks_are_dealt(load, shapes, room, seed):
+    """Oracle: the memory model, with A's values as weights that are held and not trained."""
+    named = {str(index): shape for index, shape in enumerate(shapes)}
+    resting, each = predict(FROZEN, MINILM, load), rank_bytes(load)
+    limit = Budget(memory=resting.total + room)
+    narrowest = min(rank_costs(named).values())
+    allowed = allowance(limit, resting, rank_bytes=each, narrowest=narrowest)
+    both = Grant(allowed.params, "memory", "room", allowed.each, resting, each)
+    grant = both.of_b_alone(named)
+    assert grant.params <= both.params
+    left, rng, ranks = grant.params, np.random.default_rng(seed), dict.fromkeys(named, 0)
+    while fitting := [m for m, (d_out, _) in named.items() if d_out <= left]:
+        module = str(rng.choice(fitting))
+        times = int(rng.integers(1, left // named[module][0], endpoint=True))
+        ranks[module] += times
+        left -= times * named[module][0]
+    frozen = sum(rank * named[module][1] for module, rank in ranks.items())
+    weights = {**FROZEN, "float32": FROZEN.get("float32", 0) + frozen}
+    spent = {"adapter": grant.params - left, "ranks": sum(ranks.values())}
+    told = predict(weights, MINILM, load, **spent).total
+    assert told <= limit.memory
+    held = grant.memory(grant.params - left, sum(ranks.values()), frozen)
+    assert told <= held <= told + 2 * sum(ranks.values())
+    assert Grant(7, "lora.rank").of_b_alone(named).params == 7  # nobody said what memory there is
+
+
 def test_a_rank_holds_a_value_of_each_token_and_its_slack():
     load = Load(batch=16, length=128, slack=0.37)
     one = predict(FROZEN, MINILM, load).total

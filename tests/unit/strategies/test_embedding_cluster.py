@@ -106,3 +106,9 @@ def test_what_no_fingerprint_holds_is_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=f"strategy.options.{key}"):
             build(NAME, options, setting("personal", MIXED))
+
+
+@pytest.mark.parametrize("graph", ["rbf", "knn"])
+def test_a_graph_of_other_fingerprints_is_refused(graph: str) -> None:
+    with pytest.raises(ConfigError, match=rf"options\.graph: '{graph}' .* set 'complete'"):
+        of_rank("embedding_cluster", MIXED, graph=graph)

@@ -48,9 +48,9 @@ def test_the_mean_by_rows_is_preserved_and_clients_come_nearer(graph: str) -> No
         np.tensordot(rows, after, 1), np.tensordot(rows, before, 1), atol=1e-6
     )
     assert np.linalg.norm(after[0] - after[1]) < np.linalg.norm(before[0] - before[1])
-    apart = np.linalg.norm(after[0] - after[3]), np.linalg.norm(before[0] - before[3])
+    # A cluster's mean stays where it is, unless edges lead out of it.
     means = [np.average(m[:3], 0, ROWS[:3]) for m in (before, after)]
-    assert np.allclose(*means, atol=1e-6) == (graph != "crossing"), apart
+    assert np.allclose(*means, atol=1e-6) == (graph != "crossing")
 
 
 def test_a_graph_of_neighbours_is_no_complete_one() -> None:
@@ -72,6 +72,9 @@ def test_at_the_whole_step_every_client_keeps_its_share_and_clusters_stay_apart(
     kept = 1 - found.sum(axis=1) / (np.array(ROWS) / np.mean(ROWS))
     assert (kept >= np.array(ROWS) / sum(ROWS)).all()
     assert not found[:3, 3:].any()
+    if graph == "rbf":  # what is left of distances inside a task is noise: nobody is cut off
+        inside = found[:3, :3][~np.eye(3, dtype=bool)]
+        assert inside.min() > 0.2 * inside.max()
     if graph == "knn":  # one neighbour each: three clients have two edges, not three
         assert [np.count_nonzero(np.triu(part)) for part in (found[:3, :3], found[3:, 3:])] == [
             2,

@@ -1,4 +1,4 @@
-"""The client that says what its rows are like, in 8 kB."""
+"""The client that says what its rows are like: 8 kB, and spectra of gradients where asked for."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ class FingerprintClient(FineTuneClient):
         """Return means of the rows, or gradients on them."""
         site, job = self.site, self.job
         rows, noise = self.rows_trained, float(config["noise"])
-        rng = rng_for(site.seed, "fingerprint", job.round, job.partition)
+        # Of round 0: the same rows give the same answer whenever they are asked for.
+        rng = rng_for(site.seed, "fingerprint", 0, job.partition)
         if noise:  # the server knows the run's seed: noise drawn from it could be taken off again
             rng = np.random.default_rng()
         return fingerprint(
@@ -86,7 +87,7 @@ class FingerprintClient(FineTuneClient):
             float16, shape ``(modules, rank)``, in the model's order, zero where a module has none.
         """
         site, job = self.site, self.job
-        rng = rng_for(site.seed, IMPORTANCE, job.round, job.partition)
+        rng = rng_for(site.seed, IMPORTANCE, 0, job.partition)
         told = leading_values(
             site.model,
             site.train_table,

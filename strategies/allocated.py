@@ -27,7 +27,8 @@ class RankOptions(AskingOptions):
     ranks: How = "importance"
     """``importance``: each rank of each module by the share of the cluster's gradient energy it
     captures for its bytes; ``uniform``: equal ranks; ``random``, ``reversed``: importances dealt to
-    the wrong modules (controls). All spend the client's budget and no more. ``fixed``: the ranks of
+    the wrong modules (controls). All spend the client's budget and no more, but for ranks that
+    nobody measured any gain of. ``fixed``: the ranks of
     ``lora.rank`` or the device, with ``lora.rank-pattern``."""
     max_rank: Annotated[int, Field(ge=1, le=256, strict=True)] = 32
     """Highest rank a module may get."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -9,11 +10,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from atlas_flwr.fingerprint.privacy import epsilon
 from atlas_flwr.types import FACTORS, Job, Scalar, Tensors, Update
 from strategies import found
 from strategies.base import Options, State
 from strategies.clustered import Clustered
 
+DELTA = 1e-5  # at which ε is told: well below one over the rows of a client
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 
 
@@ -39,7 +42,7 @@ class FingerprintOptions(AskingOptions):
     """Features are shortened to this norm; 0 leaves them. Noise needs it."""
     noise: Amount = 0.0
     """σ of the Gaussian mechanism on the fingerprint, in units of what one row's text can change
-    (``atlas_flwr.fingerprint.privacy`` says what ε that is); 0 is none."""
+    (``clusters.json`` says what ε that is for one row's text); 0 is none."""
 
     @model_validator(mode="after")
     def _noise_needs_clip(self) -> Self:
@@ -56,9 +59,10 @@ class FingerprintOptions(AskingOptions):
 class Asking(Clustered):
     """Clients are asked what their rows are like, and clustered by their answers.
 
-    Round 1 begins with one exchange in which every client sends at most 8 kB; the server compares
-    them, finds how many clusters there are, one included, and never learns what the tasks are
-    called. Who arrives later is placed by its answer.
+    Round 1 begins with one exchange: every client sends at most 8 kB, and the spectra of its
+    gradients where ranks are allocated by them. The server compares what it is told, finds how many
+    clusters there are, one included, and never learns what the tasks are called. Who arrives later
+    is placed by its answer.
     """
 
     options: AskingOptions
@@ -169,7 +173,8 @@ class FingerprintClustered(Asking):
     def find(self, prints: Mapping[int, Tensors]) -> tuple[dict[int, int], Mapping[str, Any]]:
         """Return the cluster of each partition, and how the clusters were found."""
         how, seed = self.options.clustering, self.setting.seed
-        return found.find(prints, self.spaces(), method=how, seed=seed)
+        counted = self.options.noise == 0
+        return found.find(prints, self.spaces(), method=how, seed=seed, counted=counted)
 
     def place(
         self,
@@ -179,6 +184,18 @@ class FingerprintClustered(Asking):
     ) -> dict[int, int]:
         """Return the clusters of those who came later."""
         return found.place(new, prints, clusters, self.spaces())
+
+    def told(self, state: State, rows: Mapping[int, int]) -> State:
+        """Return the state with what the noise is worth in its record."""
+        state = super().told(state, rows)
+        if not self.options.noise:
+            return state
+        every, times = self.options.every, 1
+        if every:  # nobody is asked more often than that
+            times += (state.round - 1) // every
+        spent = epsilon(self.options.noise / math.sqrt(times), DELTA)
+        facts = {"noise": self.options.noise, "times": times, "delta": DELTA, "epsilon": spent}
+        return replace(state, found={**state.found, "privacy": facts})
 
     def print_options(self) -> dict[str, Scalar]:
         """Return the kind of fingerprint, and what hides it."""

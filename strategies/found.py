@@ -38,6 +38,7 @@ def find(
     *,
     method: Method = "merge_test",
     seed: int = 0,
+    counted: bool = True,
 ) -> tuple[dict[int, int], Mapping[str, Any]]:
     """Return the cluster of each partition, and how the clusters were found.
 
@@ -47,11 +48,12 @@ def find(
         method: ``"merge_test"``; or ``"agglomerative"`` and ``"kmeans"``, with the number of
             clusters by silhouette.
         seed: The run's, for the last two: of k-means' starts and of the null test's draws.
+        counted: Whether the fingerprints tell rows, or under noise what their means are worth.
     """
     known = sorted(prints)
     own, where = [prints[p] for p in known], [spaces[p] for p in known]
     if method == "merge_test":
-        return named(known, merge_test(own, where))
+        return named(known, merge_test(own, where, counted=counted))
     return named(known, by_silhouette(own, where, method, seed=seed))
 
 

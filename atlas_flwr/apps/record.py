@@ -16,6 +16,7 @@ from atlas_flwr.config.schema import Config
 from atlas_flwr.engine.checkpoint import Commit
 from atlas_flwr.engine.files import passed
 from atlas_flwr.results.events import append_event, cut_events
+from atlas_flwr.results.found import privacy_line
 from atlas_flwr.results.provenance import provenance
 from atlas_flwr.results.ranked import ranks_line
 from atlas_flwr.results.record import (
@@ -180,6 +181,8 @@ class Recorder:
         found.pop("ranks", None)
         atomic_write(self.out / "clusters.json", to_json(found, indent=2) + "\n")
         self.tell("note", partition=None, text=f"{facts['k']} clusters: {facts['why']}")
+        if said := privacy_line(found):
+            self.tell("note", partition=None, text=said)
         if ranks is not None:
             atomic_write(self.out / "ranks.json", to_json(ranks, indent=2) + "\n")
             if said := ranks_line(ranks):

@@ -59,6 +59,7 @@ def merge_test(
     *,
     threshold: float | None = None,
     least: float = LEAST,
+    counted: bool = True,
 ) -> Clustering:
     """Cluster clients by their fingerprints; each label space apart, in as many as differ.
 
@@ -71,6 +72,8 @@ def merge_test(
         least: Clusters closer than this are one however sure their difference is: real clients of
             one task are never exactly alike. In squared deviations inside classes, the mean over
             features; 0.01 is a difference of a tenth of a deviation in each.
+        counted: Whether the fingerprints tell rows. Under noise they tell what their means are
+            worth, and nobody is marked for having few.
 
     Raises:
         AggregationError: Fingerprints of one space don't fit each other, lengths differ, or a space
@@ -97,7 +100,7 @@ def merge_test(
                 z=tuple(tuple(map(float, row)) for row in apart.z[np.ix_(at, at)]),
                 reliability=float(np.mean(told)) if told else None,
                 reliabilities=tuple(None if np.isnan(value) else value for value in known),
-                marked=tuple(at[index] for index in tree.few()),
+                marked=tuple(at[index] for index in tree.few()) if counted else (),
                 steps=tuple((at[one], at[other]) for one, other in choice.steps),
                 why=why,
             )

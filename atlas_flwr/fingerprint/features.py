@@ -67,7 +67,7 @@ def fingerprint(  # noqa: PLR0913 - all of them optional but the first six
         clip: Features are shortened to this norm; class means and embedding alone.
         noise: Multiplier of the Gaussian mechanism (``privacy``); needs ``clip``.
         limit: Bytes, serialised. What doesn't fit is projected, to no less than 16 dimensions a
-            class; with more than 107 classes, classes share cells.
+            class; of more than 107 classes, 107 drawn from the seed are measured.
         batch_size: Rows of one pass.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         threads: Torch threads on the CPU.

@@ -18,7 +18,7 @@ from atlas_flwr.types import Array
 Float = NDArray[np.float64]
 
 LIMIT = 8192  # bytes of a fingerprint, as it travels
-FEWEST = 16  # projected dimensions; with less room than that, classes share cells
+FEWEST = 16  # projected dimensions; with less room than that, some classes have no cell
 _OVERHEAD = 2 * 200  # the names, headers and shapes of two arrays
 _NUMBER, _FACT = 2, 4  # bytes of an fp16 number of the sketch, and of the fp32 fact of its row
 
@@ -27,8 +27,8 @@ def layout(features: int, classes: int, limit: int = LIMIT) -> tuple[int, int]:
     """Return ``(cells, width)``: how many groups of classes, and dimensions, the limit holds.
 
     A sketch has two rows for each cell (a mean for each half of the rows) and one for the spread.
-    Each class has a cell of its own while 16 dimensions fit; beyond that class c shares cell
-    ``c mod cells``, and means of shared cells depend on the label mix.
+    Each class has a cell of its own while 16 dimensions fit; beyond that ``measured`` says which
+    classes have one. To share cells would make means depend on the label mix.
 
     Args:
         features: Dimensions before projection.
@@ -45,6 +45,20 @@ def layout(features: int, classes: int, limit: int = LIMIT) -> tuple[int, int]:
     cells = min(classes, (room // least - 1) // 2)
     width = (room // (2 * cells + 1) - _FACT) // _NUMBER
     return cells, min(features, width)
+
+
+def measured(classes: int, cells: int, seed: int) -> NDArray[np.int64]:
+    """Return the classes that have a cell, ascending: all of them, or some drawn from the seed.
+
+    Args:
+        classes: Classes of the label space.
+        cells: How many of them a sketch holds.
+        seed: The run's, the same on every client.
+    """
+    if cells >= classes:
+        return np.arange(classes)
+    drawn = rng_for(seed, f"fingerprint-classes/{classes}").permutation(classes)[:cells]
+    return np.sort(drawn)
 
 
 def project(features: Array, width: int, seed: int) -> Float:

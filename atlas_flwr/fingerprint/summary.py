@@ -33,7 +33,8 @@ def summarise(
     """Return a fingerprint of rows of features: class means of two random halves.
 
     Each class's rows are split at random, so that the two means of a class are independent draws of
-    one population: their noise cancels in products (``distance``).
+    one population: their noise cancels in products (``distance``). Of more classes than the limit
+    holds, some are measured, the same on every client; rows of others are left out.
 
     Args:
         features: One row of features each, ``(n, d)``.
@@ -54,7 +55,9 @@ def summarise(
     x, y = np.asarray(features, np.float64), np.asarray(labels)
     _check(x, y, classes, clip, noise)
     cells, width = sketch.layout(x.shape[1], classes, limit)
-    x, y = sketch.project(x, width, seed), y % cells
+    kept = sketch.measured(classes, cells, seed)
+    own = np.isin(y, kept)
+    x, y = sketch.project(x[own], width, seed), np.searchsorted(kept, y[own])
     if clip is not None:
         x = x * np.minimum(1.0, clip / np.maximum(np.linalg.norm(x, axis=1), 1e-300))[:, None]
     half = split(y, rng)

@@ -132,6 +132,20 @@ def clusters_line(clusters: Mapping[str, Any]) -> str:
     return f"clusters: {said}" if said else ""
 
 
+def privacy_line(clusters: Mapping[str, Any]) -> str:
+    """Return what the noise on fingerprints is worth in one line; empty without noise.
+
+    >>> privacy_line({"privacy": {"epsilon": 4.377, "delta": 1e-5, "times": 1}})
+    'fingerprints: ε = 4.38 at δ = 1e-05 for the text of one row, asked once'
+    """
+    told = clusters.get("privacy")
+    if not told:
+        return ""
+    times = "once" if told["times"] == 1 else f"at most {told['times']} times"
+    worth = f"ε = {told['epsilon']:.3g} at δ = {told['delta']:g}"
+    return f"fingerprints: {worth} for the text of one row, asked {times}"
+
+
 def by_group(values: Cells, groups: Sequence[Group]) -> list[list[float | None]]:
     """Return the mean row of each group, over the numbers there are."""
     rows, found = iter(values), list[list[float | None]]()

@@ -237,3 +237,26 @@ def test_a_late_comer_is_judged_by_the_rule_of_those_before_it():
         ]
         assert merge_test(prints).k == 1
         assert place(prints[5], prints[:5], [0] * 5, threshold=4.0) == 0
+
+
+def test_nobody_is_marked_for_what_noise_leaves_of_its_rows():
+    x, y = np.random.default_rng(0).normal(size=(120, 16)), np.arange(120) % 2
+    noisy = [
+        summarise(x, y, 2, seed=0, rng=np.random.default_rng(k), clip=20.0, noise=2.0)
+        for k in range(4)
+    ]
+    assert merge_test(noisy).choices[0].marked == (0, 1, 2, 3)  # worth little, of 60 rows a class
+    assert merge_test(noisy, counted=False).choices[0].marked == ()
+
+
+def test_a_task_of_many_classes_is_one_task_under_skew():
+    """More classes than a fingerprint holds: cells that shared them would tell label mixes."""
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        centres = rng.normal(size=(200, 48))
+        prints = []
+        for _ in range(6):
+            y = rng.choice(200, 600, p=rng.dirichlet(np.full(200, 0.5)))
+            x = centres[y] + rng.normal(size=(600, 48))
+            prints.append(summarise(x, y, 200, seed=0, rng=rng))
+        assert merge_test(prints).k == 1

@@ -10,6 +10,7 @@ from safetensors.numpy import save
 
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.fingerprint.prints import read, vectors
+from atlas_flwr.fingerprint.sketch import measured
 from atlas_flwr.fingerprint.summary import split, summarise, summarise_vectors
 from planted import world
 
@@ -84,16 +85,19 @@ def test_a_class_without_rows_is_empty_and_a_single_row_has_one_half():
     assert not empty.rows.any()
 
 
-def test_many_classes_share_cells():
+def test_of_many_classes_some_are_measured_and_each_alone():
     y = np.arange(600) % 300
     x = np.random.default_rng(0).standard_normal((600, 16)) + 10 * (y < 107)[:, None]
     own = read([sent(x, y, 300)])
     cells = own.rows.shape[2]
     assert cells == 107
-    assert own.rows.sum() == 600
-    want = x[y % cells == 5].mean(axis=0)
+    kept = measured(300, cells, 0)
+    assert len(set(kept.tolist())) == cells
+    assert own.rows.sum() == 2 * cells
+    want = x[y == kept[5]].mean(axis=0)
     got = (own.rows[0, :, 5, None] * own.means[0, :, 5]).sum(axis=0) / own.rows[0, :, 5].sum()
     np.testing.assert_allclose(got, want, atol=0.01)
+    np.testing.assert_array_equal(measured(5, 5, 3), np.arange(5))
 
 
 def test_noise_is_of_the_size_it_says_and_hides_the_spread():

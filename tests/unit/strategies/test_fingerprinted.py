@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from atlas_flwr.fingerprint.privacy import epsilon
 from federations import ALL, EQUAL, MIXED, TASKS, of_rank
 from players import Player, crew
 from strategies.base import Method, State
@@ -125,3 +126,14 @@ def test_planted_tasks_are_found_by_every_clustering(method_: str) -> None:
     state, _ = played(method, [ALL], crew(method))
     assert [state.clusters[p] for p in ALL] == [0, 0, 0, 1, 1, 1]
     assert state.found["k"] == 2
+
+
+def test_noise_says_what_it_is_worth() -> None:
+    noisy = {"noise": 2.0, "clip": 1.0, "ranks": "uniform", "every": 1}
+    method = of_rank("atlas", MIXED, **noisy)
+    state, _ = played(method, [ALL, ALL], crew(method))
+    told = state.found["privacy"]
+    assert told["times"] == 2  # asked twice: the two compose as one of a √2 smaller multiplier
+    assert told["epsilon"] == epsilon(2.0 / 2**0.5, told["delta"])
+    plain = of_rank("atlas", MIXED)
+    assert "privacy" not in played(plain, [ALL], crew(plain))[0].found

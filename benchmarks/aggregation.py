@@ -13,7 +13,8 @@ from threadpoolctl import threadpool_limits
 
 from atlas_flwr.aggregation.mean import RunningMean
 from atlas_flwr.aggregation.measures import relative_error
-from atlas_flwr.aggregation.products import ProductMean, spectrum, svd
+from atlas_flwr.aggregation.product_mean import ProductMean
+from atlas_flwr.aggregation.products import spectrum, svd
 from atlas_flwr.types import Adapter, LoraFactors, ModelParts
 from benchmarks.measure import Ratio, seconds_of
 from benchmarks.sizes import Size

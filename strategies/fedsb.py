@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 
 from atlas_flwr.aggregation.factors import truncate
-from atlas_flwr.aggregation.products import ProductMean, svd
+from atlas_flwr.aggregation.product_mean import ProductMean
+from atlas_flwr.aggregation.products import svd
 from atlas_flwr.aggregation.square import CoreMean, between, seeded_up
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.seeding import rng_for

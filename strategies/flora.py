@@ -62,10 +62,10 @@ class _WithResidual:
         self._exact.add(body.adapter, weight)
 
     def result(self) -> ModelParts:
-        """Return mean and residual; the residual has rank ``(m − 1) r`` at most."""
+        """Return mean and residual, of rank ``(m − 1) r`` at most; a module without has none."""
         mean, exact = self._mean.result(), self._exact.result()
         residual = {m: compress(difference(exact[m], f))[0] for m, f in mean.adapter.items()}
-        return replace(mean, delta=residual)
+        return replace(mean, delta={m: f for m, f in residual.items() if f.b.any()})
 
 
 class FedEx(MergingRule):

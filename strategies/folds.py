@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from atlas_flwr.aggregation.mean import GroupedMean, RunningMean
-from atlas_flwr.aggregation.products import ProductMean
+from atlas_flwr.aggregation.product_mean import ProductMean
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.types import Adapter, Array, ModelParts
 

@@ -186,8 +186,10 @@ class MergingRule(EqualRankRule):
 
 
 def both(left: Adapter, right: Adapter) -> Adapter:
-    """Return two adapters of the same modules as one, their products added."""
-    return {module: stack([(1.0, left[module]), (1.0, right[module])]) for module in left}
+    """Return two adapters as one, their products added; what one lacks counts as zero there."""
+    modules = dict.fromkeys([*left, *right])
+    pairs = {m: [each[m] for each in (left, right) if m in each] for m in modules}
+    return {m: stack([(1.0, factors) for factors in pair]) for m, pair in pairs.items()}
 
 
 def _single(adapter: Adapter) -> Adapter:

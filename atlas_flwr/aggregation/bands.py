@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from atlas_flwr.aggregation.factors import check_factors, check_weight
-from atlas_flwr.aggregation.products import ProductMean, stack
+from atlas_flwr.aggregation.product_mean import ProductMean
+from atlas_flwr.aggregation.products import stack
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.types import Adapter, LoraFactors
 

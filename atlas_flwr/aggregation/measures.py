@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from atlas_flwr.aggregation.products import EPS, Float, difference, norm, spectrum
+from atlas_flwr.aggregation.products import Float, difference, norm, rounding, spectrum
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.types import Adapter, LoraFactors
 
@@ -24,8 +24,9 @@ def relative_error(pairs: Iterable[tuple[Adapter, Adapter]]) -> float | None:
             and scales may differ.
 
     Returns:
-        The error, 0.0 up to rounding (1e-15) for an exact rule; infinite if something was applied
-        where the exact mean is zero; None for 0/0 and for no module.
+        The error, 0.0 for an exact rule, for differences below ``rounding`` count as none;
+        infinite if something was applied where the exact mean is zero, e.g. because its clients
+        cancel; None for 0/0 and for no module.
 
     Raises:
         AggregationError: The two adapters of a pair differ in a module or in a product's shape.
@@ -36,8 +37,8 @@ def relative_error(pairs: Iterable[tuple[Adapter, Adapter]]) -> float | None:
         if odd := sorted(applied.keys() ^ exact.keys()):
             raise AggregationError(f"{odd[0]}: only one of the applied and exact means has it")
         for module, factors in exact.items():
-            wrong.append(norm(difference(applied[module], factors)))
-            right.append(norm(factors))
+            wrong.append(_norm(difference(applied[module], factors)))
+            right.append(_norm(factors))
     return _quotient(math.hypot(*wrong), math.hypot(*right))
 
 
@@ -86,15 +87,13 @@ def _spectra(adapters: Iterable[Adapter]) -> Iterator[tuple[str, Float]]:
     for adapter in adapters:
         for module, factors in adapter.items():
             s = spectrum(factors)
-            yield module, s if s[0] > _rounding(factors) else np.zeros_like(s)
+            yield module, s if s[0] > rounding(factors) else np.zeros_like(s)
 
 
-def _rounding(factors: LoraFactors) -> float:
-    """Return what rounding alone leaves of a product that cancels, e.g. of two opposite clients."""
-    a = float(np.linalg.norm(factors.a.astype(np.float64)))
-    b = float(np.linalg.norm(factors.b.astype(np.float64)))
-    size: int = max(factors.a.shape[1], factors.b.shape[0])
-    return size * EPS * abs(factors.scale) * a * b
+def _norm(factors: LoraFactors) -> float:
+    """Return the product's norm, zero where it is nothing but rounding."""
+    found = norm(factors)
+    return found if found > rounding(factors) else 0.0
 
 
 def _quotient(top: float, bottom: float) -> float | None:

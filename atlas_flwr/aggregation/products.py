@@ -19,7 +19,7 @@ from scipy.linalg import lapack  # type: ignore[import-untyped]
 
 from atlas_flwr.aggregation.dense import dense_svd, singular_values
 from atlas_flwr.errors import AggregationError
-from atlas_flwr.types import Adapter, Array, LoraFactors
+from atlas_flwr.types import Array, LoraFactors
 
 Float = NDArray[np.float64]
 EPS = float(np.finfo(np.float64).eps)
@@ -46,6 +46,11 @@ class Svd:
         return int(np.count_nonzero(self.s > tolerance))
 
 
+def shape_of(factors: LoraFactors) -> tuple[int, int]:
+    """Return the product's shape, ``(d_out, d_in)``."""
+    return int(factors.b.shape[0]), int(factors.a.shape[-1])
+
+
 def stack(terms: Sequence[tuple[float, LoraFactors]]) -> LoraFactors:
     """Return ``Σ p_k s_k B_k A_k`` as one pair of factors of rank ``Σ r_k`` and scale 1.
 
@@ -59,10 +64,10 @@ def stack(terms: Sequence[tuple[float, LoraFactors]]) -> LoraFactors:
     """
     if not terms:
         raise AggregationError("the sum of no product has no shape")
-    shape = _shape(terms[0][1])
+    shape = shape_of(terms[0][1])
     for _, factors in terms:
-        if _shape(factors) != shape:
-            raise AggregationError(f"a product's shape {_shape(factors)} differs from {shape}")
+        if shape_of(factors) != shape:
+            raise AggregationError(f"a product's shape {shape_of(factors)} differs from {shape}")
     a = [p * f.scale * f.a.astype(np.float64) for p, f in terms]
     return LoraFactors(
         a=np.concatenate(a),
@@ -107,6 +112,17 @@ def norm(factors: LoraFactors) -> float:
     return float(np.linalg.norm(_triangles(factors)))
 
 
+def rounding(factors: LoraFactors) -> float:
+    """Return a bound on what rounding alone leaves of a product that cancels, as a Frobenius norm.
+
+    ``max(d_out, d_in) · eps · |s| Σ_j ‖b_j‖ ‖a_j‖`` over the rank-one terms: a product of two
+    opposite clients is no larger, and no update means anything below it.
+    """
+    a = np.linalg.norm(factors.a.astype(np.float64), axis=1)
+    b = np.linalg.norm(factors.b.astype(np.float64), axis=0)
+    return max(shape_of(factors)) * EPS * abs(factors.scale) * float(a @ b)
+
+
 def gram_norm(factors: LoraFactors) -> float:
     """Return ``‖s B A‖_F = |s| √tr(BᵀB · AAᵀ)`` from two r × r matrices.
 
@@ -122,7 +138,8 @@ def compress(factors: LoraFactors, rank: int | None = None) -> tuple[LoraFactors
     """Return balanced factors of the product at its numerical rank, or at most at ``rank``.
 
     ``B = U √Σ`` and ``A = √Σ Vᵀ`` at scale 1: of all pairs with this product the one of least
-    ``‖B‖² + ‖A‖²``. The cut is the best (Eckart–Young). A zero product keeps one direction.
+    ``‖B‖² + ‖A‖²``. The cut is the best (Eckart–Young). A product that is nothing but rounding
+    (``rounding``), e.g. of factors that cancel, becomes one direction of zeros.
 
     Args:
         factors: Any factors.
@@ -130,7 +147,8 @@ def compress(factors: LoraFactors, rank: int | None = None) -> tuple[LoraFactors
 
     Returns:
         The factors, and the part of the Frobenius norm cut, ``√(Σ_{i>rank} σ_i²) / √(Σ σ_i²)``.
-        Directions below the numerical rank are rounding: without a ``rank`` the loss is 0.
+        Directions below the numerical rank or ``rounding`` are none: without a ``rank`` the loss
+        is 0.
 
     Raises:
         AggregationError: ``rank`` is below 1, or the product holds values that are not finite.
@@ -138,133 +156,14 @@ def compress(factors: LoraFactors, rank: int | None = None) -> tuple[LoraFactors
     if rank is not None and rank < 1:
         raise AggregationError(f"a rank is at least 1, got {rank}")
     full = svd(factors)
-    live = full.numerical_rank
+    live = min(full.numerical_rank, int(np.count_nonzero(full.s > rounding(factors))))
     kept = live if rank is None else min(rank, live)
     lost = 0.0
     if kept < live:
         lost = float(np.linalg.norm(full.s[kept:live]) / np.linalg.norm(full.s[:live]))
     kept = max(kept, 1)
-    root = np.sqrt(full.s[:kept])
+    root = np.sqrt(full.s[:kept] if live else np.zeros(1))
     return LoraFactors(root[:, None] * full.vt[:kept], full.u[:, :kept] * root, 1.0), lost
-
-
-class ProductMean:
-    """The mean of effective updates ``Σ p_k s_k B_k A_k``, in memory that clients don't grow.
-
-    Ranks and scales may differ between clients, and so may the modules they own: each module's
-    mean is over its owners, ``p_k`` renormalised among them. Terms are stacked; a stack that
-    exceeds twice its cap, ``min(d_out, d_in, max_rank)``, is compressed to the cap. Up to
-    ``min(d_out, d_in)`` that is exact. A smaller ``max_rank`` cuts the tail, which ``lost`` counts.
-    Adding order fixes the last bits; callers add in partition order.
-
-    Args:
-        max_rank: Bound on what is kept of a module: at most ``2 · max_rank`` directions. None is
-            exact. AggregationError if below 1.
-    """
-
-    def __init__(self, max_rank: int | None = None) -> None:
-        if max_rank is not None and max_rank < 1:
-            raise AggregationError(f"a rank is at least 1, got {max_rank}")
-        self._max_rank = max_rank
-        self._sums: dict[str, _Sum] = {}
-        self._weight = 0.0
-
-    @property
-    def weight(self) -> float:
-        """The sum of the weights added so far, owners of a module or not."""
-        return self._weight
-
-    @property
-    def held_bytes(self) -> int:
-        """The bytes of all factors held."""
-        return sum(t.a.nbytes + t.b.nbytes for s in self._sums.values() for t in s.terms)
-
-    @property
-    def lost(self) -> float:
-        """A bound on ``‖mean − exact mean‖_F / ‖mean‖_F`` over all modules; 0.0 when exact.
-
-        The norms of all tails cut are added up. Relative to the exact mean: ``lost / (1 − lost)``.
-        """
-        cut = math.hypot(*(s.cut / s.weight for s in self._sums.values()))
-        if cut == 0:
-            return 0.0
-        kept = math.hypot(*(norm(factors) for factors in self.result().values()))
-        return cut / kept if kept > 0 else math.inf
-
-    def add(self, adapter: Adapter, weight: float) -> None:
-        """Add one client's effective updates; its arrays are copied.
-
-        Args:
-            adapter: Factors by module; a module that the client lacks is simply absent.
-            weight: The client's example count, positive and finite.
-
-        Raises:
-            AggregationError: The weight is not positive and finite, or a module's factors are
-                absent, not finite, of two ranks, or of another shape than a former client's.
-                Nothing is added then.
-        """
-        if not (weight > 0 and math.isfinite(weight)):
-            raise AggregationError(f"weight must be positive and finite, got {weight}")
-        for module, factors in adapter.items():
-            _check(module, factors)
-            if module in self._sums and self._sums[module].shape != _shape(factors):
-                shapes = f"{_shape(factors)} differs from {self._sums[module].shape}"
-                raise AggregationError(f"{module}: the product's shape {shapes}")
-        for module, factors in adapter.items():
-            own = self._sums.setdefault(module, _Sum(_shape(factors)))
-            own.add(factors, weight, self._max_rank)
-        self._weight += weight
-
-    def result(self) -> dict[str, LoraFactors]:
-        """Return the mean by module: float64, scale 1, of rank up to twice the cap.
-
-        Raises:
-            AggregationError: Nothing was added.
-        """
-        if self._weight == 0:
-            raise AggregationError("the mean of no client is not defined")
-        return {
-            module: stack([(1.0 / own.weight, term) for term in own.terms])
-            for module, own in self._sums.items()
-        }
-
-
-class _Sum:
-    """One module's ``Σ n_k s_k B_k A_k`` in terms of scale 1, and the norms of all tails cut."""
-
-    def __init__(self, shape: tuple[int, int]) -> None:
-        self.shape = shape
-        self.terms: list[LoraFactors] = []
-        self.weight = 0.0
-        self.cut = 0.0
-
-    def add(self, factors: LoraFactors, weight: float, max_rank: int | None) -> None:
-        self.terms.append(stack([(weight, factors)]))
-        self.weight += weight
-        cap = min(*self.shape, max_rank or max(self.shape))
-        if sum(term.rank for term in self.terms) > 2 * cap:
-            whole = stack([(1.0, term) for term in self.terms])
-            kept, lost = compress(whole, cap)
-            self.terms = [kept]
-            self.cut += lost * norm(whole) if lost else 0.0
-
-
-def _shape(factors: LoraFactors) -> tuple[int, int]:
-    """Return the product's shape, ``(d_out, d_in)``."""
-    return int(factors.b.shape[0]), int(factors.a.shape[-1])
-
-
-def _check(module: str, factors: LoraFactors) -> None:
-    """Refuse factors that have no product, or none that is finite."""
-    a, b = factors.a, factors.b
-    if a.size == 0 or b.size == 0:
-        raise AggregationError(f"{module}: a factor is absent, A is {a.shape} and B {b.shape}")
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
-        raise AggregationError(f"{module}: A {a.shape} and B {b.shape} disagree on the rank")
-    if not (np.issubdtype(a.dtype, np.floating) and np.issubdtype(b.dtype, np.floating)):
-        raise AggregationError(f"{module}: dtypes {a.dtype} and {b.dtype} have no mean")
-    if not (math.isfinite(factors.scale) and np.isfinite(a).all() and np.isfinite(b).all()):
-        raise AggregationError(f"{module}: holds values that are not finite")
 
 
 class _Qr:

@@ -19,7 +19,8 @@ import numpy as np
 from atlas_flwr.aggregation.dense import dense_svd
 from atlas_flwr.aggregation.factors import check_factors
 from atlas_flwr.aggregation.mean import RunningMean
-from atlas_flwr.aggregation.products import Float, ProductMean
+from atlas_flwr.aggregation.product_mean import ProductMean
+from atlas_flwr.aggregation.products import Float
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.types import Adapter, Array, LoraFactors, ModelParts, Tensors
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas_flwr.aggregation.measures import relative_error, tail
-from atlas_flwr.aggregation.products import ProductMean, compress, difference, gram_norm, norm, svd
+from atlas_flwr.aggregation.product_mean import ProductMean
+from atlas_flwr.aggregation.products import compress, difference, gram_norm, norm, svd
 from atlas_flwr.aggregation.write_back import balanced, unbalanced
 from atlas_flwr.types import LoraFactors
 

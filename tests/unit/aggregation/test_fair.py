@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from atlas_flwr.aggregation.factors import at_scale
 from atlas_flwr.aggregation.fair import fair
 from atlas_flwr.aggregation.padded import FactorMean
-from atlas_flwr.aggregation.products import ProductMean
+from atlas_flwr.aggregation.product_mean import ProductMean
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.types import LoraFactors
 

@@ -10,7 +10,8 @@ from scipy.linalg import block_diag
 
 from atlas_flwr.aggregation import graph
 from atlas_flwr.aggregation.laplacian import product_step
-from atlas_flwr.aggregation.products import ProductMean, svd
+from atlas_flwr.aggregation.product_mean import ProductMean
+from atlas_flwr.aggregation.products import svd
 from atlas_flwr.aggregation.write_back import balanced
 from atlas_flwr.errors import AggregationError
 from walks import (

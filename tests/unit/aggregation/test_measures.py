@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from atlas_flwr.aggregation.measures import effective_rank, relative_error, tail
+from atlas_flwr.aggregation.product_mean import ProductMean
 from atlas_flwr.aggregation.products import compress, stack
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.types import LoraFactors
@@ -84,6 +85,35 @@ def test_a_product_that_cancels_is_a_zero_product() -> None:
     left = {"q": stack([(1.0, one), (-1.0, one)])}
     assert effective_rank([left]) is None
     assert tail([left], lambda _: 1) is None
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (768, 384)])
+def test_clients_that_cancel_have_no_mean_to_be_far_from(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((8, shape[1])), rng.standard_normal((shape[0], 8))
+    one, other = LoraFactors(a, b, 0.7), LoraFactors(-2 * a, b / 2, 0.7)  # P and −P
+    mean = ProductMean()
+    for factors in (one, other):
+        mean.add({"q": factors}, 3.0)
+    exact = mean.result()
+    nothing = {"q": LoraFactors(np.zeros((8, shape[1])), b, 1.0)}
+    assert relative_error([(nothing, exact)]) is None
+    assert relative_error([(exact, exact)]) is None
+    assert relative_error([({"q": LoraFactors(1e-3 * a, b, 1.0)}, exact)]) == math.inf
+    # Beside a module that does not cancel it counts as zero, and the other decides.
+    right = LoraFactors(a, b, 1.0)
+    error = relative_error([({"q": nothing["q"], "v": right}, {"q": exact["q"], "v": one})])
+    assert error == pytest.approx(0.3 / 0.7, rel=1e-9)
+
+
+def test_rows_of_very_different_size_do_not_drown_each_other() -> None:
+    """Rounding is judged term by term: (1e8 b, 1e-8 a) is as good a direction as (b, a)."""
+    one = adapter(0)["q"]
+    size = np.array([1e8, 1.0, 1e-8])
+    same = LoraFactors(one.a / size[:, None], one.b * size, one.scale)
+    assert effective_rank([{"q": same}]) == pytest.approx(effective_rank([{"q": one}]) or 0.0)
+    assert compress(same)[0].rank == 3
+    assert relative_error([({"q": same}, {"q": one})]) == pytest.approx(0.0, abs=1e-9)
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])

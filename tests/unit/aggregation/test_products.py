@@ -12,8 +12,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from atlas_flwr.aggregation.product_mean import ProductMean
 from atlas_flwr.aggregation.products import (
-    ProductMean,
     compress,
     difference,
     gram_norm,

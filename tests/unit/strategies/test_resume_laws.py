@@ -34,15 +34,28 @@ def written(state: State) -> tuple[Any, dict[str, bytes]]:
     return tree, {name: tensor.tobytes() for name, tensor in tensors.items()}
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_a_new_server_goes_on_to_the_same_bits(name: str) -> None:
-    method = widest(name)
+# Options that keep something more between the rounds.
+KEEPING: tuple[dict[str, Any], ...] = (
+    {"eta": "auto"},
+    {"error-feedback": True},
+    {"graph": "rbf", "cross": 0.5},
+    {"variant": "ffa"},
+    {"every": 1},
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [*((n, {}) for n in STRATEGIES), *(("atlas", o) for o in KEEPING)]
+)
+def test_a_new_server_goes_on_to_the_same_bits(name: str, options: dict[str, Any]) -> None:
+    method = widest(name, **options)
     players, state = crew(method), method.start()
     for cohort in COHORTS:
         state = one_round(method, state, players, cohort)
 
     again = crew(method)
-    resumed = settled(widest(name).start(), (State,))
+    resumed = settled(widest(name, **options).start(), (State,))
     for cohort in COHORTS:  # a server of its own for each round: nothing lives but the state
-        resumed = one_round(widest(name), settled(resumed, (State,)), again, cohort)
+        server = widest(name, **options)
+        resumed = one_round(server, settled(resumed, (State,)), again, cohort)
     assert written(resumed) == written(state)

@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 
+from atlas_flwr.engine.codec import encode
 from atlas_flwr.fingerprint.privacy import epsilon
-from federations import ALL, EQUAL, MIXED, TASKS, of_rank
-from players import Player, crew
+from federations import ALL, EQUAL, MIXED, TASKS, of_rank, widest
+from players import Player, crew, play
 from strategies.base import Method, State
 from strategies.fingerprinted import Asking
 from strategies.found import METHODS
-from strategies.registry import STRATEGIES
+from strategies.registry import STRATEGIES, build
 
 Asked = list[tuple[int, list[int]]]
 
@@ -137,3 +138,21 @@ def test_noise_says_what_it_is_worth() -> None:
     assert told["epsilon"] == epsilon(2.0 / 2**0.5, told["delta"])
     plain = of_rank("atlas", MIXED)
     assert "privacy" not in played(plain, [ALL], crew(plain))[0].found
+
+
+BLIND = sorted({*ASKING, "ifca", "mira"} - {"oracle_cluster", "random_cluster", "fedlease"})
+
+
+@pytest.mark.parametrize("name", BLIND)
+def test_the_server_never_reads_the_tasks(name: str) -> None:
+    """Six clients of two tasks, and the same clients whose server is told of six."""
+    told = widest(name)
+    own, tasks = told.setting, tuple(f"task of {p}" for p in ALL)
+    labels = {task: own.num_labels[own.tasks[p]] for p, task in enumerate(tasks)}
+    blind = build(name, {}, replace(own, tasks=tasks, num_labels=labels))
+    tensors = []
+    for method in (told, blind):
+        state = play(method, [ALL, ALL], crew(told))
+        tensors.append({n: t.tobytes() for n, t in encode(state)[1].items()})
+        assert set(state.clusters.values()) != {0} or name in ("mira", "atlas_one_cluster")
+    assert tensors[0] == tensors[1]

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
+import pytest
+
+from atlas_flwr.models.backbone import LoadedModel
+from clients import base
 from runs import Run
 
 MANY = {
@@ -15,12 +20,38 @@ MANY = {
 }
 
 
-def test_a_run_says_who_is_with_whom_and_why(run: Callable[..., Run]) -> None:
+def test_a_run_says_who_is_with_whom_and_why(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, int]] = []
+    real = base.train
+
+    def watched(loaded: LoadedModel, *given: Any, **named: Any) -> Any:
+        """Train as ever, and look at the tensors of the model that is trained."""
+        weights = dict(loaded.model.named_parameters())
+        ends = {n.split(".lora_A")[0]: w.shape[0] for n, w in weights.items() if ".lora_A" in n}
+        seen.append(ends)
+        return real(loaded, *given, **named)
+
+    monkeypatch.setattr(base, "train", watched)
     found = run(**MANY)
+    _ranks(found, seen)
     _rows(found)
     _reasons(found)
     _bytes(found)
     _models(found)
+
+
+def _ranks(found: Run, seen: list[dict[str, int]]) -> None:
+    """The models that were built have the ranks that were given, client by client, both rounds."""
+    told = json.loads((found.folder / "ranks.json").read_text())["clients"]
+    assert len(seen) == 12
+    for number, built in enumerate(seen):
+        given = told[str(number % 6)]["ranks"]
+        assert sorted(built.values()) == sorted(given.values())
+        for module, rank in given.items():
+            assert [r for name, r in built.items() if name.endswith(module)] == [rank], module
+    assert len({rank for built in seen for rank in built.values()}) > 1
 
 
 def _rows(found: Run) -> None:

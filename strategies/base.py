@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from atlas_flwr.aggregation.measures import effective_rank, relative_error
 from atlas_flwr.config.sections import Section
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.results.record import Measured
@@ -29,6 +28,7 @@ from atlas_flwr.types import (
     Update,
 )
 from strategies.folds import FlatMean, Fold, Tally
+from strategies.measuring import measured
 from strategies.state import Served, Setting, State
 
 __all__ = ["Method", "Options", "Served", "Setting", "State"]
@@ -238,23 +238,17 @@ class Method:
         """Return as much of ``applied`` as the client's model holds, before rounding."""
         return self.body_for(state, partition).adapter
 
+    def gained(self, state: State, group: str) -> Adapter:
+        """Return the whole change of a group's model since the checkpoint, as ``applied`` is."""
+        return self.applied(state, group)
+
+    def rank_of(self, state: State, partition: int) -> int:
+        """Return the rank that stands for a receiver's ranks: the one its adapter began with."""
+        return self.setting.ranks[partition]
+
     def measure(self, state: State, exact: Mapping[str, Adapter]) -> Measured:
         """Return how far the merge is from the exact mean, and the receivers from the merge."""
-        applied = {group: self.applied(state, group) for group in exact}
-        truncation: dict[str, float | None] = {}
-        for rank in sorted(set(self.setting.ranks)):
-            first = {
-                self.body_key(p): p
-                for p in reversed(range(self.setting.clients))
-                if self.setting.ranks[p] == rank and self.body_key(p) in exact
-            }
-            pairs = ((self.held(state, p), applied[group]) for group, p in first.items())
-            truncation[str(rank)] = relative_error(pairs)
-        return Measured(
-            aggregation_error=relative_error((applied[g], exact[g]) for g in exact),
-            truncation_error=truncation if exact else None,
-            effective_rank=effective_rank(applied.values()),
-        )
+        return measured(self, state, exact)
 
     def explain(self, state: State) -> Mapping[str, Any]:
         """Return how the clusters were found, in plain values; empty without clusters."""

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from atlas_flwr.aggregation.factors import truncate
 from atlas_flwr.aggregation.padded import OwnerMean, PaddedMean, by_examples, by_norm
-from atlas_flwr.types import Job, Scalar, Update
+from atlas_flwr.types import Job, ModelParts, Scalar, Tensors, Update
 from strategies.base import Options, Served, State
 from strategies.folds import Fold, OfAdapters
 from strategies.lora_rule import LoraRule
@@ -63,6 +64,30 @@ class HetLora(LoraRule):
         widths = set(left.values())
         key = f"{served.key}-pruned-{min(widths)}" if len(widths) == 1 else f"client-{partition}"
         return replace(served, key=key)
+
+    def step(
+        self, state: State, bodies: Mapping[str, ModelParts], heads: Mapping[str, Tensors]
+    ) -> State:
+        """Take the merged adapters without the rows that no client has left."""
+        new = super().step(state, bodies, heads)
+        if self.options.prune_keep == 1.0:
+            return new
+        cut = {group: self._in_use(new, group) for group in bodies}
+        return replace(new, bodies={**new.bodies, **cut})
+
+    def _in_use(self, state: State, group: str) -> ModelParts:
+        """Return a group's adapter at the highest rank that one of its clients has left."""
+        members = [p for p in range(self.setting.clients) if self.body_key(p) == group]
+        left = [state.ranks.get(p) or self.setting.initial_for(p).ranks() for p in members]
+        body = state.bodies[group]
+        widest = {m: min(f.rank, max(r[m] for r in left)) for m, f in body.adapter.items()}
+        return replace(body, adapter={m: truncate(body.adapter[m], r) for m, r in widest.items()})
+
+    def rank_of(self, state: State, partition: int) -> int:
+        """Return the rank that the client has left where it began with its base rank."""
+        base, own = super().rank_of(state, partition), self.setting.initial_for(partition).ranks()
+        left = state.ranks.get(partition, own)
+        return max((left[m] for m, rank in own.items() if rank == base), default=base)
 
     def job_options(self, state: State) -> Mapping[str, Scalar]:
         """Send γ and λ."""

@@ -184,6 +184,11 @@ class MergingRule(EqualRankRule):
         """Return all that was applied: receivers merge it whole."""
         return self.applied(state, self.body_key(partition))
 
+    def gained(self, state: State, group: str) -> Adapter:
+        """Return all changes of the frozen weights, and the adapter upon them."""
+        body = state.bodies.get(group, ModelParts())
+        return accumulate(state.deltas.get(group, {}), body.adapter)
+
 
 def both(left: Adapter, right: Adapter) -> Adapter:
     """Return two adapters as one, their products added; what one lacks counts as zero there."""

@@ -94,10 +94,11 @@ class Measured:
         aggregation_error: ``‖applied − P*‖_F / ‖P*‖_F`` over all adapted modules, with
             ``P* = Σ p_k s_k B_k A_k`` and p_k ∝ rows, whatever weights the rule uses.
         truncation_error: The same distance from what was applied to what a receiver of each rank
-            holds, before rounding, by rank; 0 where receivers hold all of it.
+            holds, before rounding, by the rank that is served; 0 where receivers hold all of it.
         compression_error: Share of a norm that sparsity left behind, ``{"up", "down"}``, or that
             was cut from the exact mean to bound the server's memory, ``{"stack"}``.
-        effective_rank: ``exp(entropy of σ²)`` of what was applied, averaged over modules.
+        effective_rank: ``exp(entropy of σ²)`` of all that was gained since the checkpoint,
+            averaged over modules.
         step_loss: Share ρ of a graph step that receivers of each rank had to cut, by rank; at 1
             the graph did nothing.
         eta: Share of the step over the graph that each cluster took, by cluster.

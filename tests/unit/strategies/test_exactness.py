@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from federations import (
     EQUAL,
     MIXED,
     ON_A_GRAPH,
+    ROBUST,
     Dense,
     added,
     believed,
@@ -23,7 +25,7 @@ from federations import (
     size,
     widest,
 )
-from players import Player, crew, first_round, play, rounds
+from players import BEFORE, Player, crew, first_round, play, rounds
 from strategies.base import Method, State
 from strategies.registry import STRATEGIES
 
@@ -31,6 +33,8 @@ from strategies.registry import STRATEGIES
 NO_MEAN = {"local_only", "fedsa"} | ON_A_GRAPH
 MEASURED = sorted(STRATEGIES.keys() - NO_MEAN)
 EXACT = ["flora", "flexlora", "fedex", "ffa", "rolora", "fedsb"]
+# Products of more directions than a receiver may have ranks.
+CUT_BY_SVD = {"flexlora", "raflora"} | ROBUST
 # They step away from the mean on purpose.
 STEPPING = {"fedavgm", "fedadam"}
 
@@ -69,13 +73,38 @@ def test_the_measured_error_is_that_of_a_dense_computation(name_: str, build) ->
         exact = exact_mean(grouped(method, state), players, pooled)
         oracle = distance(applied(method, state, exact), exact)
         assert state.measured.aggregation_error == pytest.approx(oracle, rel=1e-6, abs=1e-9)
-        spectra = [
-            np.linalg.svd(matrix, compute_uv=False)
-            for matrix in applied(method, state, exact).values()
-        ]
-        shares = [s**2 / np.sum(s**2) for s in spectra]
-        entropy = [-np.sum(p[p > 1e-30] * np.log(p[p > 1e-30])) for p in shares]
-        assert state.measured.effective_rank == pytest.approx(np.mean(np.exp(entropy)), rel=1e-6)
+
+
+def effective_rank(model: Dense) -> float:
+    spectra = [np.linalg.svd(matrix, compute_uv=False) for matrix in model.values()]
+    shares = [s**2 / np.sum(s**2) for s in spectra]
+    entropy = [-np.sum(p[p > 1e-30] * np.log(p[p > 1e-30])) for p in shares]
+    return float(np.mean(np.exp(entropy)))
+
+
+@pytest.mark.parametrize("name_", sorted(set(MEASURED) - {"fedlease"}))  # it mixes experts
+def test_the_effective_rank_is_that_of_the_models_that_clients_hold(name_: str) -> None:
+    """Of all that was gained since the checkpoint, in whatever round."""
+    dense = {"down-density": 1.0, "up-density": 1.0} if name_ == "flasc" else {}
+    # Rank 24 is all that the modules have: nobody is cut, not even by an SVD.
+    method = of_rank(name_, (24,) * 6 if name_ in CUT_BY_SVD else EQUAL, **dense)
+    players = crew(method)
+    for state in rounds(method, [ALL, [0, 3, 4], ALL], players):
+        now = grouped(method, state)
+        models: Dense = {}
+        for job in method.plan(replace(state, round=state.round + 1, phase=0), ALL) or []:
+            group = now.body_key(job.partition)
+            if job.action.startswith("train") and job.action not in BEFORE:
+                start = players[job.partition].effective(job)
+                models |= {f"{group}/{module}": matrix for module, matrix in start.items()}
+        assert state.measured.effective_rank == pytest.approx(effective_rank(models), rel=1e-4)
+
+
+def test_what_flora_merged_for_good_uses_more_directions_every_round() -> None:
+    method = equal("flora")
+    found = [state.measured.effective_rank for state in rounds(method, [ALL] * 4, crew(method))]
+    assert found == sorted(found)
+    assert found[-1] > found[0] + 3
 
 
 @pytest.mark.parametrize("ranks", [EQUAL, MIXED], ids=["equal", "mixed"])

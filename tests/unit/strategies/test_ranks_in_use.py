@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from atlas_flwr.aggregation.padded import PaddedMean, by_norm
 from atlas_flwr.errors import WireError
 from atlas_flwr.types import Array, Job, LoraFactors, ModelParts, Update
-from federations import ALL, EQUAL, MIXED, believed, distance, of_rank, widest
+from federations import ALL, EQUAL, MIXED, ROWS, believed, distance, of_rank, widest
 from players import Player, crew, play, rounds
 from strategies.base import Method, State
 from strategies.registry import STRATEGIES
@@ -180,8 +181,44 @@ def test_a_pruned_client_holds_what_the_server_believes() -> None:
             job = method.job(state, player.partition, "evaluate")
             told = believed(method, state, player.partition)
             assert distance(player.effective(job), told) <= 1e-6
-            error = (state.measured.truncation_error or {})["4"]
-            assert error is None or error >= 0
+            rank = method.model_for(state, player.partition).parts.adapter["m.q"].rank
+            assert str(rank) in (state.measured.truncation_error or {})
+
+
+def test_rows_that_everybody_gave_up_are_gone() -> None:
+    method, players = pruning(EQUAL, dict.fromkeys(ALL, (2,)))
+    before, state = rounds(method, [ALL, ALL], players)
+    assert method.applied(before, "global")["m.q"].rank == 4
+    assert {f.rank for f in method.applied(state, "global").values()} == {2}
+    assert state.measured.truncation_error == {"2": 0.0}
+    # Round 2's error is that of round 2's merge, by the same rule on what clients then sent.
+    mean = PaddedMean(by_norm)
+    state, updates = before, []
+    for job in method.plan(replace(state, round=2, phase=0), ALL) or []:
+        updates.append(players[job.partition].answer(job))
+        mean.add(updates[-1].parts.adapter, 1.0)
+    merged = method.merge(replace(state, round=2, phase=0), iter(updates))
+    exact = {
+        m: np.average([u.parts.adapter[m].product() for u in updates], axis=0, weights=ROWS)
+        for m in mean.result()
+    }
+    oracle = distance({m: f.product() for m, f in mean.result().items()}, exact)
+    assert merged.measured.aggregation_error == pytest.approx(oracle, rel=1e-9)
+
+
+def test_what_is_lost_is_told_for_each_rank_that_is_served() -> None:
+    """Three of base rank 8 pruned themselves, once or twice: no rank speaks for the others."""
+    method, players = pruning((8, 8, 8, 8, 2, 2), {0: (2,), 1: (2, 3), 4: (3,)})
+    last = play(method, [ALL] * 3, players)
+    assert ranks_served(method, last) == [4, 2, 8, 8, 1, 2]
+    told = last.measured.truncation_error or {}
+    assert list(told) == ["1", "2", "4", "8"]
+    whole = {m: f.product() for m, f in method.applied(last, "global").items()}
+    for player, rank in zip(players, ranks_served(method, last), strict=True):
+        own = player.effective(method.job(last, player.partition, "evaluate"))
+        assert distance(own, whole) == pytest.approx(told[str(rank)], abs=1e-6)
+    assert told["8"] == 0
+    assert told["1"] > told["2"] > told["4"] > 0
 
 
 def test_models_of_other_ranks_have_other_names() -> None:

@@ -6,7 +6,7 @@ one (``cut``); the rest is here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -132,7 +132,8 @@ class MergingRule(EqualRankRule):
     """A rule that merges a change into the frozen weights of all clients, round by round.
 
     A change travels once, as factors; each client adds it to those it carries. Who was absent is
-    sent what it missed.
+    sent what it missed: the server keeps a change for each version that somebody carries, and the
+    last two, however many rounds somebody stays away.
     """
 
     def merged(self, state: State, changes: Mapping[str, Adapter]) -> State:
@@ -141,12 +142,15 @@ class MergingRule(EqualRankRule):
             return state
         deltas = {g: accumulate(state.deltas.get(g, {}), c) for g, c in changes.items()}
         # Who carries nothing is sent the whole delta: only those who carry some need the steps.
-        oldest = min((held for held in state.delivered.values() if held), default=state.version)
+        held = {version for version in state.delivered.values() if version}
+        oldest = min(held, default=state.version)
         still = {r: c for r, c in state.changes.items() if r > oldest}
         return replace(
             state,
             deltas={**state.deltas, **deltas},
-            changes={**still, state.round: changes},
+            # The new one stays apart: who was sent the last version with this round's job will
+            # be noted as its carrier after the merge.
+            changes={**_joined(still, held), state.round: changes},
             version=state.round,
         )
 
@@ -195,6 +199,21 @@ def both(left: Adapter, right: Adapter) -> Adapter:
     modules = dict.fromkeys([*left, *right])
     pairs = {m: [each[m] for each in (left, right) if m in each] for m in modules}
     return {m: stack([(1.0, factors) for factors in pair]) for m, pair in pairs.items()}
+
+
+def _joined(
+    changes: Mapping[int, Mapping[str, Adapter]], held: Collection[int]
+) -> dict[int, Mapping[str, Adapter]]:
+    """Return changes by round, neighbours added up where no version that is held lies between."""
+    joined: dict[int, Mapping[str, Adapter]] = {}
+    for round_ in sorted(changes):
+        change, last = changes[round_], max(joined, default=round_)
+        if last < round_ and not any(last <= version < round_ for version in held):
+            before = joined.pop(last)
+            groups = dict.fromkeys([*before, *change])
+            change = {g: accumulate(before.get(g, {}), change.get(g, {})) for g in groups}
+        joined[round_] = change
+    return joined
 
 
 def _single(adapter: Adapter) -> Adapter:

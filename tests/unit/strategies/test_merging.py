@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from atlas_flwr.types import ModelParts, Part, Report, Update
-from federations import ALL, LABELS, setting
-from players import Player, first_round
-from strategies.base import Method
+from federations import ALL, LABELS, believed, distance, equal, setting
+from players import Player, crew, first_round, rounds
+from strategies.base import Method, State
 from strategies.registry import build
 
 WIDE = {"m.q": (768, 384)}  # rounding grows with the layer: small ones hide it
@@ -61,3 +61,31 @@ def test_what_cancels_leaves_no_rounding_behind() -> None:
     state = method.merge(state, iter(pair))
     assert not method.job(state, 0, "evaluate").parts.delta
     assert state.measured.aggregation_error is None  # 0/0
+
+
+# ------------------------------------------------------------------ clients that go away
+
+
+def kept(state: State) -> int:
+    """Directions of m.q that the server keeps for those who lack some, beside the whole."""
+    each = (change["global"].get("m.q") for change in state.changes.values())
+    return sum(factors.rank for factors in each if factors is not None)
+
+
+@pytest.mark.parametrize("name_", ["flora", "fedex"])
+def test_a_client_that_goes_away_costs_the_server_no_more_each_round(name_: str) -> None:
+    """And when it comes back it is told all that it lacks, as is who left after it."""
+    method = equal(name_)
+    players = crew(method)
+    gone = {(round_, "evaluate", 5) for round_ in range(2, 30)}
+    gone |= {(round_, "evaluate", 4) for round_ in range(9, 30)}
+    cohorts = [ALL, *[[0, 1, 2, 3]] * 28, ALL, ALL]
+    for state in rounds(method, cohorts, players, gone):
+        if state.round == 29:
+            assert state.delivered == {**dict.fromkeys(range(4), 29), 4: 8, 5: 1}
+            assert len(state.changes) <= 4  # up to 8, since then, the last two
+            assert kept(state) <= 4 * 24  # all that 40 x 24 has
+        for player in players:
+            model = player.model(method.job(state, player.partition, "evaluate"))
+            assert distance(model.products(), believed(method, state, player.partition)) <= 1e-6
+    assert set(state.delivered.values()) == {31}

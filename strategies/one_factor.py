@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
+
 from atlas_flwr.aggregation.factors import truncate, up_at_scale
 from atlas_flwr.aggregation.frozen import DownMean, UpMean
 from atlas_flwr.types import FACTORS, LoraFactors, ModelParts, Part, Stage, Tensors
@@ -86,11 +88,12 @@ class RoLora(EqualRankRule):
     def step(
         self, state: State, bodies: Mapping[str, ModelParts], heads: Mapping[str, Tensors]
     ) -> State:
-        """Take the round's mean factor; the frozen one stays as it is, to the bit."""
+        """Take the round's mean factor beside the frozen one, as clients hold it to the bit."""
         active = self._active(state.round)
         exact = {}
         for group, body in bodies.items():
-            frozen = {m: self._before(state, group, m).without(active) for m in body.adapter}
+            before = {m: self._before(state, group, m).without(active) for m in body.adapter}
+            frozen = {m: f.astype(np.float32) for m, f in before.items()}
             mean = body.without(_OTHER[active]).adapter
             exact[group] = ModelParts(adapter={m: f.filled(frozen[m]) for m, f in mean.items()})
         return Method.step(self, replace(state, version=state.round), exact, heads)

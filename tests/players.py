@@ -1,8 +1,9 @@
 """Clients that answer jobs in plain NumPy: what `clients.base` means, without models or Flower.
 
 A player puts its model together from what it is sent, its vault, what it carries and the seed, and
-moves every tensor its job trains by noise of its own. Deltas are added up densely here, so that
-nothing is shared with the code under test.
+moves every tensor its job trains by noise of its own. Deltas are added up densely and the largest
+entries are found here, so that neither is shared with the code under test; fingerprints are made by
+the client's own functions, and which weights are routers is the method's to say.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from atlas_flwr.aggregation.experts import routers_of
-from atlas_flwr.aggregation.sparse import keep_largest, lost
 from atlas_flwr.fingerprint.subspace import subspace
 from atlas_flwr.fingerprint.summary import summarise
 from atlas_flwr.seeding import rng_for
@@ -30,7 +30,7 @@ from atlas_flwr.types import (
     Tensors,
     Update,
 )
-from federations import ALL, ROWS, Dense, added, initial, products
+from federations import ALL, ROWS, Dense, added, initial, products, size
 from strategies.base import Method, Setting, State
 
 CARRIED: tuple[Part, ...] = ("lora_A", "lora_B")
@@ -232,9 +232,9 @@ class Player:
     ) -> tuple[ModelParts, dict[str, float]]:
         before = start.body()
         moved = {name: tensor - before[name] for name, tensor in trained.body().items()}
-        kept = keep_largest(moved, float(job.options["up-density"]))
-        if (left := lost(moved, kept)) is not None:
-            metrics["compression_error"] = left
+        kept = _largest(moved, float(job.options["up-density"]))
+        if size(moved):
+            metrics["compression_error"] = size(added(moved, kept, -1.0)) / size(moved)
         self.said = products(start.with_body({name: before[name] + kept[name] for name in kept}))
         return trained.with_body(kept), metrics
 
@@ -242,6 +242,13 @@ class Player:
 def _part(name: str) -> str:
     ending = name.rpartition(".")[2]
     return ending if ending in PARTS else "weights"
+
+
+def _largest(tensors: Tensors, density: float) -> dict[str, Array]:
+    """The share of all entries that is largest; with equal ones at the edge, all of them."""
+    every = np.sort(np.abs(np.concatenate([tensor.ravel() for tensor in tensors.values()])))
+    least = every[-math.ceil(density * every.size - 1e-9)]
+    return {name: tensor * (np.abs(tensor) >= least) for name, tensor in tensors.items()}
 
 
 def _pruned(start: ModelParts, trained: ModelParts, keep: float) -> ModelParts:

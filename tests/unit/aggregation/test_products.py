@@ -10,7 +10,6 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from atlas_flwr.aggregation.product_mean import ProductMean
 from atlas_flwr.aggregation.products import (
@@ -293,10 +292,9 @@ def test_the_mean_of_no_client_and_a_cap_of_none_are_refused() -> None:
 
 
 class Net(nn.Module):
-    def __init__(self, conv: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.up = Conv1D(D_OUT, D_IN) if conv else nn.Linear(D_IN, D_OUT)
-        self.down = Conv1D(5, D_OUT) if conv else nn.Linear(D_OUT, 5)
+        self.up, self.down = nn.Linear(D_IN, D_OUT), nn.Linear(D_OUT, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(torch.tanh(self.up(x)))
@@ -306,17 +304,15 @@ SHAPES = {"up": (D_OUT, D_IN), "down": (5, D_OUT)}
 CLIENTS = {"one": (2, 4.0), "two": (3, 12.0), "three": (1, 0.5)}  # rank, alpha
 
 
-def peft_clients(conv: bool = False):
+def peft_clients():
     """Return a PEFT model that holds three clients, and the same clients as our adapters."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     model, adapters = None, {}
     for name, (rank, alpha) in CLIENTS.items():
-        config = LoraConfig(
-            r=rank, lora_alpha=alpha, target_modules=["up", "down"], fan_in_fan_out=conv
-        )
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=["up", "down"])
         if model is None:
-            model = get_peft_model(Net(conv).double(), config, adapter_name=name)
+            model = get_peft_model(Net().double(), config, adapter_name=name)
         else:
             model.add_adapter(name, config)
         adapters[name] = {
@@ -373,16 +369,3 @@ def test_merged_weights_and_outputs_are_pefts() -> None:
     for module, factors in our_mean(adapters).items():
         getattr(plain, module).weight.data += torch.from_numpy(factors.product())
     torch.testing.assert_close(plain(x).detach(), expected, rtol=1e-11, atol=1e-11)
-
-
-def test_conv1d_and_linear_share_the_product_and_differ_in_its_orientation() -> None:
-    (linear, adapters), (conv, _) = peft_clients(), peft_clients(conv=True)
-    for name, adapter in adapters.items():
-        dense = adapter["up"].product()
-        np.testing.assert_allclose(peft_product(linear, name, "up"), dense, **close)
-        np.testing.assert_allclose(peft_product(conv, name, "up"), dense.T, **close)
-    conv.set_adapter("two")
-    before = conv.base_model.model.up.base_layer.weight.detach().numpy().copy()
-    conv.merge_adapter(["two"])
-    written = conv.base_model.model.up.base_layer.weight.detach().numpy() - before
-    np.testing.assert_allclose(written, adapters["two"]["up"].product().T, **close)

@@ -115,7 +115,7 @@ def test_exact_rules_are_exact_in_every_round(name_: str, ranks: tuple[int, ...]
     method = of_rank(name_, ranks)
     players = crew(method)
     for state in rounds(method, [ALL] * 4, players):
-        assert state.measured.aggregation_error <= 1e-6
+        assert state.measured.aggregation_error <= 1e-12  # in float64: no rounding of messages
 
 
 @pytest.mark.parametrize("name_", ["fedit", "hetlora", "rbla", "raflora", "flasc", "lora_fair"])

@@ -11,7 +11,18 @@ import pytest
 
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.types import Adapter, LoraFactors, Part, Update
-from federations import ALL, EQUAL, MIXED, Dense, believed, distance, equal, of_rank, setting
+from federations import (
+    ALL,
+    EQUAL,
+    MIXED,
+    Dense,
+    believed,
+    distance,
+    equal,
+    of_rank,
+    products,
+    setting,
+)
 from players import Player, crew, first_round, play
 from strategies.base import Method
 from strategies.registry import build
@@ -42,17 +53,45 @@ def assert_same(left: Method, right: Method, **how: object) -> None:
         (equal("raflora"), equal("flexlora")),
         (equal("flasc", **{"down-density": 1.0, "up-density": 1.0}), equal("fedit")),
         (equal("lora_fair", ridge=1e12), equal("fedit")),
-        (equal("fedavg"), equal("fedit")),
         (equal("fedprox", mu=0.0), equal("fedavg")),
         (equal("fedavgm", **{"momentum": 0.0, "learning-rate": 1.0}), equal("fedavg")),
         (equal("fedper"), build("fedit", {}, setting("local"))),
         (equal("ffa", average="owners"), equal("ffa")),
-        (equal("flexlora", **{"write-back": "balanced"}), equal("flexlora")),
     ],
     ids=lambda method: type(method).__name__,
 )
 def test_limits_coincide(left: Method, right: Method) -> None:
     assert_same(left, right)
+
+
+@pytest.mark.parametrize("name_", ["fedavg", "fedit"])
+def test_plain_averaging_of_an_adapter_is_numpys_of_each_factor(name_: str) -> None:
+    """What both are: no name of the two may come to mean something else."""
+    method = equal(name_)
+    state, updates = first_round(method)
+    rows = [update.report.num_examples for update in updates]
+    after = method.model_for(method.merge(state, iter(updates)), 0).parts.body()
+    for key, tensor in after.items():
+        oracle = np.average([u.parts.body()[key] for u in updates], axis=0, weights=rows)
+        np.testing.assert_allclose(tensor, oracle, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name_", ["flexlora", "raflora"])
+def test_both_write_backs_serve_one_product_in_factors_of_their_own(name_: str) -> None:
+    for ranks in (EQUAL, MIXED):
+        served = []
+        for write_back in ("balanced", "unbalanced"):
+            method = of_rank(name_, ranks, **{"write-back": write_back})
+            state, updates = first_round(method)
+            after = method.merge(state, iter(updates))
+            served.append([method.model_for(after, partition).parts for partition in ALL])
+        for even, odd in zip(*served, strict=True):
+            assert distance(products(even), products(odd)) <= 1e-6
+            for module, factors in even.adapter.items():
+                sizes = [np.linalg.norm(factors.a, axis=1), np.linalg.norm(factors.b, axis=0)]
+                np.testing.assert_allclose(*sizes, rtol=1e-4)  # the same share of σ on both
+                rows = np.linalg.norm(odd.adapter[module].a, axis=1)
+                np.testing.assert_allclose(rows, 1.0, rtol=1e-5)  # all of σ on B
 
 
 ONLY_B: frozenset[Part] = frozenset({"lora_B", "head"})

@@ -248,7 +248,8 @@ def _largest(tensors: Tensors, density: float) -> dict[str, Array]:
     """The share of all entries that is largest; with equal ones at the edge, all of them."""
     every = np.sort(np.abs(np.concatenate([tensor.ravel() for tensor in tensors.values()])))
     least = every[-math.ceil(density * every.size - 1e-9)]
-    return {name: tensor * (np.abs(tensor) >= least) for name, tensor in tensors.items()}
+    none = np.float32(0)
+    return {n: np.where(np.abs(tensor) >= least, tensor, none) for n, tensor in tensors.items()}
 
 
 def _pruned(start: ModelParts, trained: ModelParts, keep: float) -> ModelParts:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from atlas_flwr.flat import flatten
-from atlas_flwr.types import Array, Update
+from atlas_flwr.types import Array
 from federations import (
     ALL,
     EQUAL,
@@ -23,7 +23,7 @@ from federations import (
     setting,
     widest,
 )
-from players import Player, crew, first_round, opened, play
+from players import Player, crew, first_round, play
 from strategies.allocated import Allocated
 from strategies.atlas import Stepping
 from strategies.base import Method, State
@@ -199,21 +199,6 @@ def test_a_merge_of_nobody_keeps_the_models(name: str) -> None:
     for player in players:
         jobs = [method.job(s, player.partition, "evaluate") for s in (state, after)]
         assert_close(*(player.effective(job) for job in jobs), 0.0)
-
-
-def test_updates_are_consumed_one_at_a_time_and_in_order(name: str) -> None:
-    method = widest(name)
-    players, alive = crew(method), []
-    state = opened(method, players)
-
-    def stream() -> Iterator[Update]:
-        for job in method.plan(state, ALL) or []:
-            alive.append(job.partition)
-            yield players[job.partition].answer(job)
-            assert alive[-1] == job.partition  # nobody was asked ahead of turn
-
-    method.merge(state, stream())
-    assert alive == [job.partition for job in method.plan(state, ALL) or []]
 
 
 def test_the_order_of_clients_does_not_matter(name: str) -> None:

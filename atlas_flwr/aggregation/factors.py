@@ -174,12 +174,12 @@ class FactorSums:
         self._downs: dict[str, RowMean] = {}
         self._ups: dict[str, RowMean] = {}
 
-    def check(self, adapter: Adapter, *, one_rank: bool = False) -> None:
+    def check(self, adapter: Adapter) -> None:
         """Refuse what can't be folded; nothing is ever broadcast.
 
         Raises:
             AggregationError: Factors that are not finite, lack a partner, or differ from the
-                earlier clients' in ``(d_out, d_in)``, or in rank where ``one_rank`` is asked.
+                earlier clients' in ``(d_out, d_in)``.
         """
         for module, factors in adapter.items():
             check_factors(module, factors)
@@ -190,11 +190,6 @@ class FactorSums:
             if shape != (up.width, down.width):
                 raise AggregationError(
                     f"{module}: shape {shape} differs from {(up.width, down.width)}"
-                )
-            if one_rank and factors.rank != down.height:
-                raise AggregationError(
-                    f"{module}: rank {factors.rank} differs from {down.height}; "
-                    "this rule needs one rank for all clients"
                 )
 
     def add(self, adapter: Adapter, weight: float) -> None:

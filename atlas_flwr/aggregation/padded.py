@@ -1,6 +1,6 @@
-"""Means of A and of B apart: FedIT, and its extensions to mixed ranks, HetLoRA and RBLA.
+"""Means of A and of B apart for mixed ranks: HetLoRA and RBLA, which extend FedIT.
 
-All of them are means of factors, not of products: with weights p_k the error against the mean
+Both are means of factors, not of products: with weights p_k the error against the mean
 product is the cross-covariance ``Σ p_k B_k A_k − B̄ Ā = Σ p_k (B_k − B̄)(A_k − Ā)``, and another
 basis ``(B G, G⁻¹ A)`` of a client's same update gives another mean. Results are float64 factors
 of scale 1; ``factors.at_scale`` and ``factors.truncate`` fit them to a receiver.
@@ -20,42 +20,12 @@ from atlas_flwr.types import Adapter, LoraFactors
 Weigh = Callable[[Adapter, float], float]
 
 
-class FactorMean:
-    """FedIT: ``Ā = Σ p_k A_k``, ``B̄ = Σ p_k B_k``, one rank a module for all clients.
-
-    With one scale for all clients this is the plain mean of the factors; scales that differ are
-    first split evenly on both factors. Zhang et al., ICASSP 2024.
-    """
-
-    def __init__(self) -> None:
-        self._sums = FactorSums()
-
-    def add(self, adapter: Adapter, weight: float) -> None:
-        """Fold one client's adapter, with its example count as weight.
-
-        Raises:
-            AggregationError: The weight is not positive and finite, or a module's factors are
-                not finite, lack a partner, or differ in shape or rank from an earlier client's.
-        """
-        check_weight(weight)
-        self._sums.check(adapter, one_rank=True)
-        self._sums.add(adapter, weight)
-
-    def result(self) -> dict[str, LoraFactors]:
-        """Return the mean factors, float64, scale 1.
-
-        Raises:
-            AggregationError: Nothing was folded.
-        """
-        return self._sums.mean()
-
-
 class PaddedMean:
     """HetLoRA: factors zero-padded to the highest rank, then averaged with weights of ``weigh``.
 
     Row j, which clients of lower rank lack, is their zero averaged in: it is scaled by the
     owners' share π_j in A and again in B, π_j² in the product (the dilution RBLA removes).
-    With one rank and ``by_examples`` this is ``FactorMean``. Cho et al., EMNLP 2024.
+    With one rank and ``by_examples`` this is FedIT's mean of factors. Cho et al., EMNLP 2024.
 
     A client of weight 0 has no influence but on the rank. Where all clients of a module weigh 0,
     their factors are averaged with equal weights: under ``by_norm`` all their products are zero,
@@ -94,7 +64,7 @@ class OwnerMean:
     """RBLA: row j of A and column j of B are averaged over the clients whose rank exceeds j.
 
     This undoes the dilution of zero-padding, not the error of averaging factors. With one rank
-    it is ``FactorMean``. arXiv 2408.08699.
+    it is FedIT's mean of factors. arXiv 2408.08699.
     """
 
     def __init__(self) -> None:

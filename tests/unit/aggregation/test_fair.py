@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_flwr.aggregation.factors import at_scale
 from atlas_flwr.aggregation.fair import fair
-from atlas_flwr.aggregation.padded import FactorMean
 from atlas_flwr.aggregation.product_mean import ProductMean
 from atlas_flwr.errors import AggregationError
-from atlas_flwr.types import LoraFactors
+from atlas_flwr.types import LoraFactors, ModelParts
+from strategies.folds import FlatMean
 
 DO, DI, RANK = 9, 7, 3
 
@@ -23,11 +22,16 @@ def client(seed: int, scale: float = 2.0) -> LoraFactors:
 
 
 def cohort(seed: int, count: int = 3, scale: float = 2.0) -> tuple[LoraFactors, LoraFactors]:
-    mean, exact = FactorMean(), ProductMean()
-    for index in range(count):
-        for fold in (mean, exact):
-            fold.add({"m": client(seed + index, scale)}, 1.0 + index)
-    return at_scale(mean.result()["m"], scale), exact.result()["m"]
+    return folded([client(seed + index, scale) for index in range(count)])
+
+
+def folded(clients: list[LoraFactors]) -> tuple[LoraFactors, LoraFactors]:
+    """The means of factors and of products, as the strategy makes them."""
+    mean, exact = FlatMean(), ProductMean()
+    for index, factors in enumerate(clients):
+        mean.add(ModelParts({"m": factors}), 1.0 + index)
+        exact.add({"m": factors}, 1.0 + index)
+    return mean.result().adapter["m"], exact.result()["m"]
 
 
 def close(ours: np.ndarray, oracle: np.ndarray, tolerance: float = 1e-10) -> None:
@@ -69,14 +73,12 @@ def test_without_a_penalty_the_residual_is_orthogonal_to_the_rows_of_a() -> None
 
 def test_within_the_row_space_it_is_exact() -> None:
     down = np.random.default_rng(0).standard_normal((RANK, DI))
-    rng, mean, exact = np.random.default_rng(1), FactorMean(), ProductMean()
-    for index in range(3):
+    rng, clients = np.random.default_rng(1), []
+    for _ in range(3):
         # Each A_k = G_k A⁰ spans the rows of A⁰: the factor mean is wrong, its row space right.
         g = np.eye(RANK) + 0.4 * rng.standard_normal((RANK, RANK))
-        factors = LoraFactors(g @ down, rng.standard_normal((DO, RANK)), 2.0)
-        mean.add({"m": factors}, 1.0 + index)
-        exact.add({"m": factors}, 1.0 + index)
-    plain, whole = mean.result()["m"], exact.result()["m"]
+        clients.append(LoraFactors(g @ down, rng.standard_normal((DO, RANK)), 2.0))
+    plain, whole = folded(clients)
     assert np.linalg.norm(plain.product() - whole.product()) > 0.1
     close(fair(plain, whole, 0.0).product(), whole.product())
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from atlas_flwr.aggregation.factors import truncate, up_at_scale
 from atlas_flwr.aggregation.frozen import DownMean, UpMean
-from atlas_flwr.aggregation.padded import FactorMean
 from atlas_flwr.errors import AggregationError
-from atlas_flwr.types import LoraFactors
+from atlas_flwr.types import LoraFactors, ModelParts
+from strategies.folds import FlatMean
 
 DO, DI = 7, 5
 DOWN = np.random.default_rng(99).standard_normal((6, DI)).astype(np.float32)  # A⁰, nested
@@ -68,11 +68,11 @@ def test_the_frozen_factor_comes_back_value_for_value_at_every_rank() -> None:
 
 
 def test_beside_a_frozen_down_factor_the_plain_mean_agrees() -> None:
-    ours, fedit = UpMean(), FactorMean()
+    ours, fedit = UpMean(), FlatMean()
     for seed in range(3):
         ours.add({"m": frozen(4, seed)}, 1.0 + seed)
-        fedit.add({"m": frozen(4, seed)}, 1.0 + seed)
-    close(ours.result()["m"].product(), fedit.result()["m"].product())
+        fedit.add(ModelParts({"m": frozen(4, seed)}), 1.0 + seed)
+    close(ours.result()["m"].product(), fedit.result().adapter["m"].product())
 
 
 def test_owners_alone_is_another_estimator() -> None:

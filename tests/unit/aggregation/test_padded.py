@@ -1,4 +1,4 @@
-"""FedIT, HetLoRA and RBLA against plain NumPy averages, and against each other."""
+"""HetLoRA and RBLA against plain NumPy averages, and against each other."""
 
 from __future__ import annotations
 
@@ -12,21 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas_flwr.aggregation.factors import at_scale, pad, truncate
-from atlas_flwr.aggregation.padded import (
-    FactorMean,
-    OwnerMean,
-    PaddedMean,
-    by_examples,
-    by_norm,
-)
+from atlas_flwr.aggregation.padded import OwnerMean, PaddedMean, by_examples, by_norm
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.types import LoraFactors
 
 DO, DI = 7, 5
-Fold = FactorMean | PaddedMean | OwnerMean
+Fold = PaddedMean | OwnerMean
 Maker = Callable[[], Fold]
 FOLDS: dict[str, Maker] = {
-    "fedit": FactorMean,
     "hetlora": lambda: PaddedMean(by_norm),
     "padded": lambda: PaddedMean(by_examples),
     "rbla": OwnerMean,
@@ -63,29 +56,10 @@ def test_equal_scales_give_the_plain_average_of_factors(
     seed: int, weights: list[int], rank: int, scale: float
 ) -> None:
     clients = [client(rank, seed + index, scale) for index in range(len(weights))]
-    for name in ("fedit", "padded", "rbla"):
+    for name in ("padded", "rbla"):
         served = at_scale(fold(FOLDS[name], clients, weights), scale)
         close(served.a, np.average([c.a for c in clients], axis=0, weights=weights))
         close(served.b, np.average([c.b for c in clients], axis=0, weights=weights))
-
-
-def test_the_error_of_a_factor_mean_is_the_cross_covariance() -> None:
-    clients = [client(3, seed) for seed in range(4)]
-    p = np.array([0.1, 0.2, 0.3, 0.4])
-    mean = at_scale(fold(FactorMean, clients, list(10 * p)), 2.0)
-    exact = sum(w * c.product() for w, c in zip(p, clients, strict=True))
-    covariance = sum(
-        w * 2.0 * (c.b - mean.b) @ (c.a - mean.a) for w, c in zip(p, clients, strict=True)
-    )
-    close(exact - mean.product(), covariance)
-    assert np.linalg.norm(covariance) > 1e-3 * np.linalg.norm(exact)
-
-
-def test_the_error_of_two_halves_is_a_quarter_of_the_differences() -> None:
-    one, two = client(3, 0, 1.0), client(3, 1, 1.0)
-    mean = fold(FactorMean, [one, two])
-    exact = (one.product() + two.product()) / 2
-    close(exact - mean.product(), (one.b - two.b) @ (one.a - two.a) / 4)
 
 
 @every_fold
@@ -108,8 +82,7 @@ def test_weights_are_relative(make: Maker) -> None:
 
 @every_fold
 def test_the_order_of_clients_does_not_matter(make: Maker) -> None:
-    ranks = [3, 3, 3] if make is FactorMean else [2, 4, 1]
-    pairs = [(client(r, i, 0.5 + i), 1.0 + i) for i, r in enumerate(ranks)]
+    pairs = [(client(r, i, 0.5 + i), 1.0 + i) for i, r in enumerate([2, 4, 1])]
     first = fold(make, *zip(*pairs, strict=True))
     for order in permutations(pairs):
         other = fold(make, *zip(*order, strict=True))
@@ -211,14 +184,6 @@ def test_a_share_that_is_none_is_refused(share: float) -> None:
     mean = PaddedMean(lambda adapter, weight: share)
     with pytest.raises(AggregationError, match="share"):
         mean.add({"m": client(2, 0)}, 1.0)
-
-
-@pytest.mark.parametrize("ranks", [(1, 4), (4, 1)])
-def test_mixed_ranks_are_refused_by_the_plain_mean_in_either_order(ranks: tuple[int, int]) -> None:
-    mean = FactorMean()
-    mean.add({"m": client(ranks[0], 0)}, 1.0)
-    with pytest.raises(AggregationError, match=f"m: rank {ranks[1]} differs from {ranks[0]}"):
-        mean.add({"m": client(ranks[1], 1)}, 1.0)
 
 
 def test_rank_one_is_never_broadcast_beside_rank_four() -> None:

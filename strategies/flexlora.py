@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from atlas_flwr.aggregation.bands import BandMean
 from atlas_flwr.aggregation.write_back import balanced, unbalanced
 from atlas_flwr.types import LoraFactors
 from strategies.base import Options
-from strategies.folds import Fold, OfAdapters, product_mean
+from strategies.folds import Fold, OfAdapters, band_mean, product_mean
 from strategies.lora_rule import ProductRule, svd_of
 
 
@@ -58,4 +57,4 @@ class RaFlora(FlexLora):
             if self.body_key(partition) == group:
                 for module, rank in self.setting.initial_for(partition).ranks().items():
                     ranks.setdefault(module, set()).add(rank)
-        return OfAdapters(BandMean({module: sorted(found) for module, found in ranks.items()}))
+        return OfAdapters(band_mean({module: sorted(found) for module, found in ranks.items()}))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
+from atlas_flwr.aggregation.bands import BandMean
 from atlas_flwr.aggregation.mean import GroupedMean, RunningMean
 from atlas_flwr.aggregation.product_mean import ProductMean
 from atlas_flwr.errors import AggregationError
@@ -21,6 +22,11 @@ MAX_RANK = 1024
 def product_mean() -> ProductMean:
     """Return a new exact mean of products whose memory does not grow with the clients."""
     return ProductMean(MAX_RANK)
+
+
+def band_mean(ranks: Mapping[str, Sequence[int]]) -> BandMean:
+    """Return a new mean of products by rank bands under the same bound, band by band."""
+    return BandMean(ranks, MAX_RANK)
 
 
 class Fold(Protocol):
@@ -90,6 +96,10 @@ class OfAdapters:
         """Return the merged adapter."""
         return ModelParts(adapter=self._inner.result())
 
+    def lost(self) -> float:
+        """Return the share of the merge's norm that was cut to bound the memory."""
+        return self._inner.lost if isinstance(self._inner, ProductMean | BandMean) else 0.0
+
 
 class Tally:
     """One round's merges: bodies and heads by group, and beside them the exact mean products."""
@@ -128,5 +138,6 @@ class Tally:
         return {group: mean.result() for group, mean in self._exact.items()}
 
     def lost(self) -> float:
-        """Return the largest share of a group's norm that was cut to bound the memory."""
-        return max((mean.lost for mean in self._exact.values()), default=0.0)
+        """Return the largest share of a norm that was cut to bound the memory: of P* or a merge."""
+        merges = (fold.lost() for fold in self._bodies.values() if isinstance(fold, OfAdapters))
+        return max([*(mean.lost for mean in self._exact.values()), *merges], default=0.0)

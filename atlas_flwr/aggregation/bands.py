@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from atlas_flwr.aggregation.factors import check_factors, check_weight
-from atlas_flwr.aggregation.product_mean import ProductMean
+from atlas_flwr.aggregation.product_mean import ProductMean, share_lost
 from atlas_flwr.aggregation.products import stack
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.types import Adapter, LoraFactors
@@ -29,17 +30,24 @@ class BandMean:
 
     Args:
         ranks: The ranks that occur for each module, among all clients that may be folded.
+        max_rank: Bound on what each band's mean keeps of a module, as ``ProductMean``'s.
     """
 
-    def __init__(self, ranks: Mapping[str, Sequence[int]]) -> None:
+    def __init__(self, ranks: Mapping[str, Sequence[int]], max_rank: int | None = None) -> None:
         for module, some in ranks.items():
             if not some or min(some) < 1:
                 raise AggregationError(f"{module}: ranks must be 1 or more, got {list(some)}")
         self._limits = {module: [0, *sorted(set(some))] for module, some in ranks.items()}
         count = max((len(limits) - 1 for limits in self._limits.values()), default=0)
-        self._bands = [ProductMean() for _ in range(count)]
+        self._bands = [ProductMean(max_rank) for _ in range(count)]
         # Shapes are kept here as well: a later client may own none of an earlier one's bands.
         self._shapes: dict[str, tuple[int, int]] = {}
+
+    @property
+    def lost(self) -> float:
+        """A bound on what the bands' cuts changed, relative to the result; 0.0 when exact."""
+        cut = math.fsum(band.cut for band in self._bands)
+        return share_lost(cut, self.result()) if cut else 0.0
 
     def add(self, adapter: Adapter, weight: float) -> None:
         """Fold one client's adapter, with its example count as weight.

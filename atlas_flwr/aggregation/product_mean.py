@@ -43,16 +43,17 @@ class ProductMean:
         return sum(t.a.nbytes + t.b.nbytes for s in self._sums.values() for t in s.terms)
 
     @property
-    def lost(self) -> float:
-        """A bound on ``‖mean − exact mean‖_F / ‖mean‖_F`` over all modules; 0.0 when exact.
+    def cut(self) -> float:
+        """A bound on ``‖mean − exact mean‖_F`` over all modules: the norms of all tails added."""
+        return math.hypot(*(s.cut / s.weight for s in self._sums.values()))
 
-        The norms of all tails cut are added up. Relative to the exact mean: ``lost / (1 − lost)``.
+    @property
+    def lost(self) -> float:
+        """``cut`` relative to the mean's own norm; 0.0 when exact.
+
+        Relative to the exact mean it is ``lost / (1 − lost)`` at most.
         """
-        cut = math.hypot(*(s.cut / s.weight for s in self._sums.values()))
-        if cut == 0:
-            return 0.0
-        kept = math.hypot(*(norm(factors) for factors in self.result().values()))
-        return cut / kept if kept > 0 else math.inf
+        return share_lost(self.cut, self.result()) if self.cut else 0.0
 
     def add(self, adapter: Adapter, weight: float) -> None:
         """Add one client's effective updates; its arrays are copied.
@@ -90,6 +91,12 @@ class ProductMean:
             module: stack([(1.0 / own.weight, term) for term in own.terms])
             for module, own in self._sums.items()
         }
+
+
+def share_lost(cut: float, kept: Adapter) -> float:
+    """Return a norm that was cut relative to that of what was kept; infinite if nothing was."""
+    whole = math.hypot(*(norm(factors) for factors in kept.values()))
+    return cut / whole if whole > 0 else math.inf
 
 
 class _Sum:

@@ -181,6 +181,27 @@ def test_the_mean_of_nobody_is_refused() -> None:
         BandMean({"m": RANKS}).result()
 
 
+@pytest.mark.parametrize("max_rank", [1, 3])
+def test_what_a_cap_cuts_of_the_bands_is_bounded_by_lost(max_rank: int) -> None:
+    clients = [client(RANKS[index % 3], index) for index in range(12)]
+    capped, whole = BandMean({"m": RANKS}, max_rank), BandMean({"m": RANKS})
+    for mean in (capped, whole):
+        for index, factors in enumerate(clients):
+            mean.add({"m": factors}, 1.0 + index)
+    ours, exact = capped.result()["m"], whole.result()["m"]
+    assert ours.rank <= 2 * max_rank * len(RANKS)
+    error = np.linalg.norm(ours.product() - exact.product()) / np.linalg.norm(ours.product())
+    assert 0.01 < error <= capped.lost
+    assert whole.lost == 0
+
+
+def test_a_cap_that_is_never_reached_costs_nothing() -> None:
+    mean = BandMean({"m": RANKS}, 100)
+    for index in range(9):
+        mean.add({"m": client(RANKS[index % 3], index)}, 1.0)
+    assert mean.lost == 0
+
+
 def test_memory_does_not_grow_with_clients() -> None:
     held = []
     tracemalloc.start()

@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.types import LoraFactors, ModelParts
+from federations import ALL, distance, widest
+from players import play
+from strategies import folds
 from strategies.folds import FlatMean
 
 DO, DI = 7, 5
@@ -174,3 +177,27 @@ def test_memory_does_not_grow_with_clients() -> None:
     finally:
         tracemalloc.stop()
     assert held[1] < held[0] + 4096  # one client is 16 kB
+
+
+# ------------------------------------------------------------------ the bound on memory
+
+
+@pytest.mark.parametrize("name_", ["fedit", "hetlora", "flexlora", "raflora", "flora", "fedex"])
+def test_what_the_bound_on_the_stacks_cuts_is_told(
+    name_: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No layer of a test is wider than 1024: the bound is lowered instead."""
+    whole = play(widest(name_), [ALL])
+    assert whole.measured.compression_error is None
+    monkeypatch.setattr(folds, "MAX_RANK", 5)
+    method = widest(name_)
+    cut = play(method, [ALL])
+    told = (cut.measured.compression_error or {})["stack"]
+    assert told is not None
+    applied = [
+        {m: f.product() for m, f in method.applied(state, "global").items()}
+        for state in (whole, cut)
+    ]
+    assert distance(*applied) <= told < 1
+    if name_ not in {"fedit", "hetlora"}:  # rules on factors have no stack but the measure's
+        assert distance(*applied) > 1e-3

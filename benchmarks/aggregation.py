@@ -20,8 +20,8 @@ from benchmarks.measure import Ratio, seconds_of
 from benchmarks.sizes import Size
 
 RANKS = (4, 4, 4, 4, 8, 8, 8, 8, 8, 8, 16, 16)  # twelve clients, R = 96
-# (d_out, d_in) of 30 modules as DistilBERT has them, and of one as LLaMA-7B has them
-DISTILBERT = {(768, 768): 24, (3072, 768): 3, (768, 3072): 3}
+# (d_out, d_in): q, v, out, lin1 and lin2 of DistilBERT's six layers, and one module of LLaMA-7B
+DISTILBERT = {(768, 768): 18, (3072, 768): 6, (768, 3072): 6}
 LARGE = {(4096, 4096): 1}
 MODULES, WIDTH, RANK, CAP = 2, 768, 8, 32  # of the federation that grows
 

@@ -119,7 +119,7 @@ METHODS: dict[str, Callable[[Sequence[Client], int], Labels]] = {
     "class subspaces, smallest angle, silhouette": lambda c, s: (
         by_angles(subspaces(c, s, 2), measure="smallest", seed=s).labels
     ),
-    "mean gradient, silhouette": head_gradient,
+    "mean gradient of the head, silhouette": head_gradient,
 }
 
 

@@ -18,13 +18,7 @@ from rich.table import Table
 
 from atlas_flwr.errors import UserError
 from atlas_flwr.results.provenance import provenance
-from benchmarks.aggregation import (
-    capped_memory,
-    exact_memory,
-    products,
-    products_large,
-    running_memory,
-)
+from benchmarks.aggregation import exact_memory, products, products_large, tally_memory
 from benchmarks.commits import commit
 from benchmarks.federated_round import inline_round, ray_round
 from benchmarks.guide_round import guide_round
@@ -41,8 +35,7 @@ BENCHMARKS: dict[str, Callable[[Size], Ratio]] = {
     "guide": guide_round,
     "products": products,
     "products-4096": products_large,
-    "running-memory": running_memory,
-    "capped-memory": capped_memory,
+    "tally-memory": tally_memory,
     "exact-memory": exact_memory,
     "commit": commit,
 }

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import statistics
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from atlas_flwr.aggregation.mean import RunningMean
-from atlas_flwr.aggregation.measures import relative_error
 from atlas_flwr.aggregation.product_mean import ProductMean
 from atlas_flwr.aggregation.products import spectrum, svd
 from atlas_flwr.types import Adapter, LoraFactors, ModelParts
 from benchmarks.measure import Ratio, seconds_of
 from benchmarks.sizes import Size
+from strategies.folds import FlatMean, Tally
 
 RANKS = (4, 4, 4, 4, 8, 8, 8, 8, 8, 8, 16, 16)  # twelve clients, R = 96
 # (d_out, d_in): q, v, out, lin1 and lin2 of DistilBERT's six layers, and one module of LLaMA-7B
 DISTILBERT = {(768, 768): 18, (3072, 768): 6, (768, 3072): 6}
 LARGE = {(4096, 4096): 1}
-MODULES, WIDTH, RANK, CAP = 2, 768, 8, 32  # of the federation that grows
+MODULES, WIDTH, RANK = 2, 768, 8  # of the federation that grows
+COUNTS = (10, 50, 100, 200, 1000)  # its clients
 
 Shape = tuple[int, int]
 Clients = list[LoraFactors]
@@ -133,46 +133,54 @@ class Peaks(Ratio):
         }
 
 
-def running_memory(size: Size) -> Ratio:
-    """Peak of the factor-wise mean at 1,000 clients ÷ at 10."""
-    return growth("RunningMean", RunningMean, size, (10, 100, 1000), 10)
-
-
-def capped_memory(size: Size) -> Ratio:
-    """Peak of the product mean, capped, at 1,000 clients ÷ at 10."""
-    return growth(f"ProductMean({CAP})", lambda: ProductMean(CAP), size, (10, 100, 1000), 10)
+def tally_memory(size: Size) -> Ratio:
+    """Peak of what FedIT folds a round into, at 1,000 clients ÷ at 200."""
+    return growth("FedIT's tally", Fedit, size)
 
 
 def exact_memory(size: Size) -> Ratio:
-    """Peak of the exact product mean at 1,000 clients ÷ at 200, where its stack is full."""
-    return growth("ProductMean()", ProductMean, size, (10, 100, 200, 1000), 200)
+    """Peak of the exact product mean at 1,000 clients ÷ at 200, where its sum is dense."""
+    return growth("ProductMean()", ProductMean, size)
 
 
-def growth(
-    name: str,
-    empty: Callable[[], RunningMean | ProductMean],
-    size: Size,
-    counts: Sequence[int],
-    bottom: int,
-) -> Ratio:
+class Fedit:
+    """A round's ``Tally`` as `strategies.base.Method.tally` fills it: the merge and, beside it, P*.
+
+    Every rule for LoRA factors has the latter: its ``aggregation_error`` is measured against it.
+    """
+
+    def __init__(self) -> None:
+        self._tally = Tally(lambda group: FlatMean())
+
+    def add(self, adapter: Adapter, weight: float) -> None:
+        """Fold one client, as ``ProductMean.add`` does."""
+        self._tally.body("global", ModelParts(adapter), weight)
+        self._tally.products("global", adapter, weight)
+
+    def result(self) -> object:
+        """Return the merge and the exact mean."""
+        return self._tally.bodies(), self._tally.exact()
+
+
+def growth(name: str, empty: Callable[[], Fedit | ProductMean], size: Size) -> Ratio:
     # Smoke: a tenth of the clients on modules a tenth as wide.
     tenth = 10 if size.repetitions == 1 else 1
     width = WIDTH // tenth
     with threadpool_limits(1, "blas"):
-        taken = {count: served(empty(), count // tenth, width) for count in counts}
-    pairs = ((taken[max(counts)]["peak_mb"], taken[bottom]["peak_mb"]),)
+        taken = {count: served(empty(), count // tenth, width) for count in COUNTS}
+    pairs = ((taken[1000]["peak_mb"], taken[200]["peak_mb"]),)
     settings = {
         "modules": f"{MODULES} of {width}x{width}",
         "rank": RANK,
         "threads": 1,
         "by_clients": {str(count // tenth): facts for count, facts in taken.items()},
     }
-    label = f"peak MB of {name}, {max(counts) // tenth} clients"
-    return Peaks(label, f"{bottom // tenth} clients", pairs, "<=", 1.1, settings)
+    label = f"peak MB of {name}, {1000 // tenth} clients"
+    return Peaks(label, f"{200 // tenth} clients", pairs, "<=", 1.1, settings)
 
 
-def served(mean: RunningMean | ProductMean, clients: int, width: int) -> dict[str, float]:
-    """Fold so many clients and return the mean's peak MB, seconds and loss.
+def served(mean: Fedit | ProductMean, clients: int, width: int) -> dict[str, float]:
+    """Fold so many clients and return the peak MB, what is held before the result, and seconds.
 
     The peak is ``tracemalloc``'s, result included: it sees all of NumPy's arrays, not LAPACK's
     workspaces. The clients' own making is in the peak (one client at a time), not in the seconds.
@@ -180,23 +188,12 @@ def served(mean: RunningMean | ProductMean, clients: int, width: int) -> dict[st
     spent = 0.0
     tracemalloc.start()
     for adapter in federation(clients, width):
-        spent += seconds_of(lambda given=adapter: fold(mean, given))  # type: ignore[misc]
+        spent += seconds_of(lambda given=adapter: mean.add(given, 1.0))  # type: ignore[misc]
+    held = tracemalloc.get_traced_memory()[0]
     spent += seconds_of(mean.result)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    facts = {"peak_mb": peak / 1e6, "seconds": spent}
-    if isinstance(mean, ProductMean):
-        facts |= {"held_mb": mean.held_bytes / 1e6, "lost_at_most": mean.lost}
-        if clients <= 100:
-            facts["error"] = error_of(mean, clients, width)
-    return facts
-
-
-def fold(mean: RunningMean | ProductMean, adapter: Adapter) -> None:
-    if isinstance(mean, ProductMean):
-        mean.add(adapter, 1.0)
-    else:
-        mean.add(ModelParts(adapter=adapter).body(), 1.0)
+    return {"peak_mb": peak / 1e6, "held_mb": held / 1e6, "seconds": spent}
 
 
 def federation(clients: int, width: int) -> Iterator[Adapter]:
@@ -212,11 +209,3 @@ def federation(clients: int, width: int) -> Iterator[Adapter]:
             f"layer.{index}": LoraFactors(a + draw() / 3, (b + draw() / 3).T, 0.5)
             for index, (a, b) in enumerate(shared)
         }
-
-
-def error_of(mean: ProductMean, clients: int, width: int) -> float:
-    """Return the relative error that the cap really made."""
-    exact = ProductMean()
-    for adapter in federation(clients, width):
-        exact.add(adapter, 1.0)
-    return relative_error([(mean.result(), exact.result())]) or 0.0

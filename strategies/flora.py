@@ -8,7 +8,7 @@ from dataclasses import replace
 from atlas_flwr.aggregation.products import compress, difference
 from atlas_flwr.types import FACTORS, Adapter, ModelParts, Part, Tensors
 from strategies.base import Method, Served, State
-from strategies.folds import FlatMean, Fold, OfAdapters, product_mean
+from strategies.folds import FlatMean, Fold, OfAdapters, product_stack
 from strategies.lora_rule import MergingRule, both
 
 
@@ -27,7 +27,7 @@ class Flora(MergingRule):
 
     def fold(self, group: str) -> Fold:
         """Stack."""
-        return OfAdapters(product_mean())
+        return OfAdapters(product_stack())
 
     def step(
         self, state: State, bodies: Mapping[str, ModelParts], heads: Mapping[str, Tensors]
@@ -54,7 +54,7 @@ class _WithResidual:
     """The mean of factors as the adapter, and what the mean product has beyond it as the delta."""
 
     def __init__(self) -> None:
-        self._mean, self._exact = FlatMean(), product_mean()
+        self._mean, self._exact = FlatMean(), product_stack()
 
     def add(self, body: ModelParts, weight: float) -> None:
         """Fold one client's adapter, with its example count."""

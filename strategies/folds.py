@@ -14,14 +14,20 @@ from atlas_flwr.aggregation.product_mean import ProductMean
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.types import Adapter, Array, ModelParts
 
-# A stack of factors is cut to this many directions when it holds twice as many: 16 kB × (d_out +
-# d_in) a module at most, whatever the clients. Up to min(d_out, d_in) the cut loses nothing.
+# Where both dimensions are larger, a stack of factors is cut to this many directions when it holds
+# twice as many: 16 kB × (d_out + d_in) a module at most, whatever the clients. Elsewhere the dense
+# sum, 8 B × d_out × d_in, takes the place of a larger stack, which loses nothing.
 MAX_RANK = 1024
 
 
 def product_mean() -> ProductMean:
     """Return a new exact mean of products whose memory does not grow with the clients."""
     return ProductMean(MAX_RANK)
+
+
+def product_stack() -> ProductMean:
+    """Return the same as a stack of the clients' factors, for rules whose stack travels."""
+    return ProductMean(MAX_RANK, stacked=True)
 
 
 def band_mean(ranks: Mapping[str, Sequence[int]]) -> BandMean:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from scipy.linalg import blas  # type: ignore[import-untyped]
 
-from atlas_flwr.aggregation.products import compress, norm, shape_of, stack
+from atlas_flwr.aggregation.products import Float, compress, norm, rounding, shape_of, stack
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.types import Adapter, LoraFactors
 
@@ -15,20 +16,24 @@ class ProductMean:
     """The mean of effective updates ``Σ p_k s_k B_k A_k``, in memory that clients don't grow.
 
     Ranks and scales may differ between clients, and so may the modules they own: each module's
-    mean is over its owners, ``p_k`` renormalised among them. Terms are stacked; a stack that
-    exceeds twice its cap, ``min(d_out, d_in, max_rank)``, is compressed to the cap. Up to
-    ``min(d_out, d_in)`` that is exact. A smaller ``max_rank`` cuts the tail, which ``lost`` counts.
+    mean is over its owners, ``p_k`` renormalised among them. Terms are stacked until the stack is
+    larger than the dense sum, ``d_out · d_in`` numbers, which takes its place; that is exact.
+    Where ``max_rank`` is below ``min(d_out, d_in)`` there is no dense sum: a stack of more than
+    ``2 · max_rank`` directions is compressed to ``max_rank``, and ``lost`` counts the tails.
     Adding order fixes the last bits; callers add in partition order.
 
     Args:
         max_rank: Bound on what is kept of a module: at most ``2 · max_rank`` directions. None is
             exact. AggregationError if below 1.
+        stacked: Keep stacks alone, for who sends them on: one of more than ``2 min(d_out, d_in)``
+            directions is compressed to ``min(d_out, d_in)``, which is exact, too.
     """
 
-    def __init__(self, max_rank: int | None = None) -> None:
+    def __init__(self, max_rank: int | None = None, *, stacked: bool = False) -> None:
         if max_rank is not None and max_rank < 1:
             raise AggregationError(f"a rank is at least 1, got {max_rank}")
         self._max_rank = max_rank
+        self._stacked = stacked
         self._sums: dict[str, _Sum] = {}
         self._weight = 0.0
 
@@ -39,8 +44,8 @@ class ProductMean:
 
     @property
     def held_bytes(self) -> int:
-        """The bytes of all factors held."""
-        return sum(t.a.nbytes + t.b.nbytes for s in self._sums.values() for t in s.terms)
+        """The bytes of all factors and dense sums held."""
+        return sum(s.held_bytes for s in self._sums.values())
 
     @property
     def cut(self) -> float:
@@ -75,22 +80,22 @@ class ProductMean:
                 shapes = f"{shape_of(factors)} differs from {self._sums[module].shape}"
                 raise AggregationError(f"{module}: the product's shape {shapes}")
         for module, factors in adapter.items():
-            own = self._sums.setdefault(module, _Sum(shape_of(factors)))
-            own.add(factors, weight, self._max_rank)
+            shape = shape_of(factors)
+            own = self._sums.setdefault(module, _Sum(shape, self._max_rank, self._stacked))
+            own.add(factors, weight)
         self._weight += weight
 
     def result(self) -> dict[str, LoraFactors]:
-        """Return the mean by module: float64, scale 1, of rank up to twice the cap.
+        """Return the mean by module: float64, scale 1.
+
+        Its rank is that of the stack, or ``min(d_out, d_in)``, one of the factors the identity.
 
         Raises:
             AggregationError: Nothing was added.
         """
         if self._weight == 0:
             raise AggregationError("the mean of no client is not defined")
-        return {
-            module: stack([(1.0 / own.weight, term) for term in own.terms])
-            for module, own in self._sums.items()
-        }
+        return {module: own.mean() for module, own in self._sums.items()}
 
 
 def share_lost(cut: float, kept: Adapter) -> float:
@@ -100,23 +105,53 @@ def share_lost(cut: float, kept: Adapter) -> float:
 
 
 class _Sum:
-    """One module's ``Σ n_k s_k B_k A_k`` in terms of scale 1, and the norms of all tails cut."""
+    """One module's ``Σ n_k s_k B_k A_k``, in terms of scale 1 or dense, and the norms of tails."""
 
-    def __init__(self, shape: tuple[int, int]) -> None:
+    def __init__(self, shape: tuple[int, int], max_rank: int | None, stacked: bool) -> None:
         self.shape = shape
-        self.terms: list[LoraFactors] = []
         self.weight = 0.0
         self.cut = 0.0
+        self._cap = min(*shape, max_rank or max(shape))
+        self._may_be_dense = self._cap == min(shape) and not stacked
+        self._terms: list[LoraFactors] = []
+        self._dense: Float | None = None
+        self._rounding = 0.0  # of all terms: a dense sum that cancels no longer shows it
 
-    def add(self, factors: LoraFactors, weight: float, max_rank: int | None) -> None:
-        self.terms.append(stack([(weight, factors)]))
+    @property
+    def held_bytes(self) -> int:
+        dense = 0 if self._dense is None else self._dense.nbytes
+        return dense + sum(term.a.nbytes + term.b.nbytes for term in self._terms)
+
+    def add(self, factors: LoraFactors, weight: float) -> None:
+        self._terms.append(stack([(weight, factors)]))
         self.weight += weight
-        cap = min(*self.shape, max_rank or max(self.shape))
-        if sum(term.rank for term in self.terms) > 2 * cap:
-            whole = stack([(1.0, term) for term in self.terms])
-            kept, lost = compress(whole, cap)
-            self.terms = [kept]
+        self._rounding += rounding(self._terms[-1])
+        rank = sum(term.rank for term in self._terms)
+        full = self._may_be_dense and rank * sum(self.shape) > math.prod(self.shape)
+        if full or self._dense is not None:
+            self._densify()
+        elif rank > 2 * self._cap:
+            whole = stack([(1.0, term) for term in self._terms])
+            kept, lost = compress(whole, self._cap)
+            self._terms = [kept]
             self.cut += lost * norm(whole) if lost else 0.0
+
+    def _densify(self) -> None:
+        """Move all terms into the dense sum, in place: no second matrix of its size is made."""
+        if self._dense is None:
+            self._dense = np.zeros(self.shape, order="F")
+        for term in self._terms:
+            self._dense = blas.dgemm(1.0, term.b, term.a, 1.0, self._dense, overwrite_c=True)
+        self._terms = []
+
+    def mean(self) -> LoraFactors:
+        if self._dense is None:
+            return stack([(1.0 / self.weight, term) for term in self._terms])
+        nothing = float(np.linalg.norm(self._dense)) <= self._rounding
+        mean = self._dense * (0.0 if nothing else 1.0 / self.weight)
+        same = np.eye(min(self.shape))
+        tall = self.shape[0] >= self.shape[1]
+        return LoraFactors(same, mean, 1.0) if tall else LoraFactors(mean, same, 1.0)
 
 
 def _check(module: str, factors: LoraFactors) -> None:

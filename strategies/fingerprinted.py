@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from atlas_flwr.fingerprint.privacy import epsilon
+from atlas_flwr.results.record import Measured
 from atlas_flwr.types import FACTORS, Job, Scalar, Tensors, Update
 from strategies import found
 from strategies.base import Options, State
@@ -81,7 +82,7 @@ class Asking(Clustered):
         """Find clusters, place late-comers, or take the trained models."""
         first = next(updates, None)
         if first is None and state.phase == 0:  # nobody new answered: those known train
-            return replace(state, phase=1, asked=state.round)
+            return replace(state, phase=1, asked=state.round, measured=Measured())
         stream = updates if first is None else chain([first], updates)
         if first is not None and first.fingerprint and state.phase == 0:
             return self._known(state, stream)

@@ -88,8 +88,8 @@ def test_ray_and_inline_give_the_same_bits(
     assert not list((tmp_path / "cwd").iterdir())
 
 
-# In `make test`: merged weights and first gradients, single factors and cores, over mixed ranks.
-QUICK = ("flora", "fedsb")
+# In `make test`: merged weights, single factors and what was missed, over mixed ranks.
+QUICK = ("flora",)
 
 
 # Files of exported models, where that isn't one for each client: a task's, a cluster's (of four

@@ -114,6 +114,7 @@ def test_a_run_completes_and_leaves_only_its_result(tmp_path, apps, monkeypatch)
     assert not (tmp_path / "out" / "engine.log").exists()
 
 
+@pytest.mark.slow
 def test_a_failing_server_is_told_with_its_log(tmp_path, apps):
     config = tmp_path / "e.toml"
     config.write_text("fail")

@@ -40,7 +40,10 @@ def file(tree: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-@pytest.mark.parametrize("strategy", METHODS)
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(m, marks=pytest.mark.slow) if m == "fedsa" else m for m in METHODS],
+)
 def test_killed_at_every_point_it_ends_with_the_same_bits(
     strategy: str, file: Callable[..., Path], tmp_path: Path
 ) -> None:

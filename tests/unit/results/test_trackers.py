@@ -108,7 +108,9 @@ def started(name, out, rounds, rows, notes):
     return trackers
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "mlflow" else n for n in READERS]
+)
 def test_a_killed_and_resumed_run_has_every_round_once(name, told, tmp_path, monkeypatch):
     rounds, rows, summary = told
     home, out, notes = tmp_path / "home", tmp_path / "out", []

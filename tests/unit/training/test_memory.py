@@ -71,7 +71,9 @@ def test_not_even_one_row_fits() -> None:
         with_smaller_batches(full, 8, "scoring")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow) if k == "mean_gradient" else k for k in KINDS]
+)
 def test_a_fingerprint_needs_no_more_memory_than_a_row(loaded: LoadedModel, kind) -> None:
     def printed() -> np.ndarray:
         tensors = fingerprint(

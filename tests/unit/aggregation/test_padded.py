@@ -15,8 +15,8 @@ from atlas_flwr.aggregation.factors import at_scale, pad, truncate
 from atlas_flwr.aggregation.padded import OwnerMean, PaddedMean, by_examples, by_norm
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.types import LoraFactors
+from drawn import DI, DO, client, close
 
-DO, DI = 7, 5
 Fold = PaddedMean | OwnerMean
 Maker = Callable[[], Fold]
 FOLDS: dict[str, Maker] = {
@@ -27,11 +27,6 @@ FOLDS: dict[str, Maker] = {
 every_fold = pytest.mark.parametrize("make", FOLDS.values(), ids=FOLDS)
 
 
-def client(rank: int, seed: int, scale: float = 2.0) -> LoraFactors:
-    rng = np.random.default_rng([seed, rank])
-    return LoraFactors(rng.standard_normal((rank, DI)), rng.standard_normal((DO, rank)), scale)
-
-
 def fold(
     make: Maker, clients: Sequence[LoraFactors], weights: Sequence[float] | None = None
 ) -> LoraFactors:
@@ -39,10 +34,6 @@ def fold(
     for factors, weight in zip(clients, weights or [1.0] * len(clients), strict=True):
         mean.add({"m": factors}, weight)
     return mean.result()["m"]
-
-
-def close(ours: np.ndarray, oracle: np.ndarray) -> None:
-    np.testing.assert_allclose(ours, oracle, rtol=1e-11, atol=1e-12)
 
 
 @settings(max_examples=40, deadline=None)

@@ -14,17 +14,11 @@ from hypothesis import strategies as st
 
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.types import LoraFactors, ModelParts
+from drawn import DI, DO, client, close
 from federations import ALL, distance, widest
 from players import play
 from strategies import folds
 from strategies.folds import FlatMean
-
-DO, DI = 7, 5
-
-
-def client(seed: int, rank: int = 3, scale: float = 2.0) -> LoraFactors:
-    rng = np.random.default_rng([seed, rank])
-    return LoraFactors(rng.standard_normal((rank, DI)), rng.standard_normal((DO, rank)), scale)
 
 
 def fold(clients: Sequence[LoraFactors], weights: Sequence[float] | None = None) -> LoraFactors:
@@ -32,10 +26,6 @@ def fold(clients: Sequence[LoraFactors], weights: Sequence[float] | None = None)
     for factors, weight in zip(clients, weights or [1.0] * len(clients), strict=True):
         mean.add(ModelParts({"m": factors}), weight)
     return mean.result().adapter["m"]
-
-
-def close(ours: np.ndarray, oracle: np.ndarray) -> None:
-    np.testing.assert_allclose(ours, oracle, rtol=1e-11, atol=1e-12)
 
 
 @settings(max_examples=40, deadline=None)
@@ -48,7 +38,7 @@ def close(ours: np.ndarray, oracle: np.ndarray) -> None:
 def test_it_is_the_average_of_each_factor(
     seed: int, weights: list[int], rank: int, scale: float
 ) -> None:
-    clients = [client(seed + index, rank, scale) for index in range(len(weights))]
+    clients = [client(rank, seed + index, scale) for index in range(len(weights))]
     mean = fold(clients, weights)
     assert mean.scale == scale
     close(mean.a, np.average([c.a for c in clients], axis=0, weights=weights))
@@ -56,7 +46,7 @@ def test_it_is_the_average_of_each_factor(
 
 
 def test_its_error_is_the_cross_covariance() -> None:
-    clients = [client(seed) for seed in range(4)]
+    clients = [client(3, seed) for seed in range(4)]
     p = np.array([0.1, 0.2, 0.3, 0.4])
     mean = fold(clients, list(10 * p))
     exact = sum(w * c.product() for w, c in zip(p, clients, strict=True))
@@ -68,13 +58,13 @@ def test_its_error_is_the_cross_covariance() -> None:
 
 
 def test_of_two_clients_it_misses_a_quarter_of_the_differences() -> None:
-    one, two = client(0, scale=1.0), client(1, scale=1.0)
+    one, two = client(3, 0, scale=1.0), client(3, 1, scale=1.0)
     exact = (one.product() + two.product()) / 2
     close(exact - fold([one, two]).product(), (one.b - two.b) @ (one.a - two.a) / 4)
 
 
 def test_one_client_and_identical_clients_are_fixed_points() -> None:
-    only = client(0)
+    only = client(3, 0)
     for clients in ([only], [only] * 4):
         mean = fold(clients, [3.0] * len(clients))
         close(mean.a, only.a)
@@ -82,7 +72,7 @@ def test_one_client_and_identical_clients_are_fixed_points() -> None:
 
 
 def test_weights_are_relative_and_the_order_of_clients_does_not_matter() -> None:
-    pairs = [(client(seed), 1.0 + seed) for seed in range(3)]
+    pairs = [(client(3, seed), 1.0 + seed) for seed in range(3)]
     first = fold(*zip(*pairs, strict=True))
     for order in permutations(pairs):
         clients, weights = zip(*order, strict=True)
@@ -92,7 +82,7 @@ def test_weights_are_relative_and_the_order_of_clients_does_not_matter() -> None
 
 
 def test_another_basis_of_the_same_products_gives_another_mean() -> None:
-    clients = [client(seed) for seed in range(3)]
+    clients = [client(3, seed) for seed in range(3)]
     turned = []
     for index, c in enumerate(clients):
         g = np.eye(3) + 0.5 * np.random.default_rng(index).standard_normal((3, 3))
@@ -115,12 +105,12 @@ def test_half_precision_is_folded_in_double() -> None:
 @pytest.mark.parametrize("ranks", [(1, 4), (4, 1)])
 def test_other_ranks_are_refused_in_either_order(ranks: tuple[int, int]) -> None:
     with pytest.raises(AggregationError, match=r"m\.lora_A: shape"):
-        fold([client(0, ranks[0]), client(1, ranks[1])])
+        fold([client(ranks[0], 0), client(ranks[1], 1)])
 
 
 def test_other_scales_are_refused() -> None:
     with pytest.raises(AggregationError, match=r"m: scale 4\.0 differs from 2\.0"):
-        fold([client(0), client(1, scale=4.0)])
+        fold([client(3, 0), client(3, 1, scale=4.0)])
 
 
 @pytest.mark.parametrize("first", ["owner", "other"])
@@ -128,7 +118,10 @@ def test_a_module_that_one_client_lacks_is_refused_and_not_averaged_over_its_own
     first: str,
 ) -> None:
     """Rules for mixed ranks and means of products renormalise the weights among its owners."""
-    owner, other = ModelParts({"m": client(0), "n": client(1)}), ModelParts({"m": client(2)})
+    owner, other = (
+        ModelParts({"m": client(3, 0), "n": client(3, 1)}),
+        ModelParts({"m": client(3, 2)}),
+    )
     mean = FlatMean()
     mean.add(owner if first == "owner" else other, 1.0)
     with pytest.raises(AggregationError, match=r"n\.lora_A: not every client sent this tensor"):
@@ -147,10 +140,10 @@ BAD = {
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
 def test_it_refuses_by_module_and_keeps_what_it_had(bad: LoraFactors) -> None:
-    mean, good = FlatMean(), {"m": client(0), "z": client(1)}
+    mean, good = FlatMean(), {"m": client(3, 0), "z": client(3, 1)}
     mean.add(ModelParts(good), 2.0)
     with pytest.raises(AggregationError, match="z"):
-        mean.add(ModelParts({"m": client(2), "z": bad}), 1.0)
+        mean.add(ModelParts({"m": client(3, 2), "z": bad}), 1.0)
     for weight in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(AggregationError, match="weight"):
             mean.add(ModelParts(good), weight)
@@ -167,7 +160,7 @@ def test_memory_does_not_grow_with_clients() -> None:
     held = []
     tracemalloc.start()
     try:
-        mean, like = FlatMean(), client(0)
+        mean, like = FlatMean(), client(3, 0)
         for index in range(120):
             a, b = rng.standard_normal((4, 300)), rng.standard_normal((200, 4))
             mean.add(ModelParts({"m": replace(like, a=a, b=b)}), 1.0)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from atlas_flwr.aggregation.products import shape_of
 from atlas_flwr.errors import AggregationError, ConfigError
 from atlas_flwr.ranks.allocate import allocate, backwards, shuffled, uniform
 from atlas_flwr.ranks.budget import Grant, cost, rank_costs
@@ -179,7 +180,7 @@ class Allocated(Asking):
     def shapes(self, partition: int) -> dict[str, tuple[int, int]]:
         """Return ``(d_out, d_in)`` of each adapted module."""
         adapter = self._widest(partition).adapter
-        return {m: (f.b.shape[0], f.a.shape[1]) for m, f in adapter.items()}
+        return {m: shape_of(f) for m, f in adapter.items()}
 
     def _tops(self, partition: int) -> dict[str, int]:
         shapes = self.shapes(partition)

@@ -10,7 +10,7 @@ import numpy as np
 
 from atlas_flwr.aggregation.factors import truncate
 from atlas_flwr.aggregation.product_mean import ProductMean
-from atlas_flwr.aggregation.products import svd
+from atlas_flwr.aggregation.products import shape_of, svd
 from atlas_flwr.aggregation.square import CoreMean, between, seeded_up
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.seeding import rng_for
@@ -70,7 +70,7 @@ class FedSb(Method):
         super().check()
         for partition in range(self.setting.clients):
             for module, f in self.setting.initial_for(partition).adapter.items():
-                d_out, d_in = f.b.shape[0], f.a.shape[1]
+                d_out, d_in = shape_of(f)
                 if f.rank > min(d_out, d_in):
                     raise ConfigError(
                         f"lora.rank: {f.rank} is more directions than {module} ({d_out} x {d_in}) "

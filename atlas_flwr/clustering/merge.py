@@ -13,6 +13,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import norm  # type: ignore[import-untyped]
 
 from atlas_flwr.clustering.choose import Choice
@@ -22,6 +23,7 @@ from atlas_flwr.errors import AggregationError
 from atlas_flwr.fingerprint.distance import by_space, distances, of_space
 from atlas_flwr.fingerprint.pairs import Shared, compare, compare_one, score
 from atlas_flwr.fingerprint.prints import Prints, read
+from atlas_flwr.fingerprint.sketch import Float
 from atlas_flwr.types import Tensors
 
 LEAST = 0.01
@@ -171,7 +173,7 @@ class _Tree:
         """Return the pair of clusters that is surest to be close, None if all are different."""
         one, other = self._pairs()
         z, effect, error = (m[one, other] for m in (self._z, self._effect, self._error))
-        alike = (z <= self._threshold) | (effect <= self._least)
+        alike = _alike(z, effect, self._threshold, self._least)
         if not alike.any():
             return None
         bound = np.where(np.isfinite(error), effect + _SURE * error, _NO_BOUND)
@@ -213,6 +215,11 @@ class _Tree:
         return (
             f"{size} clusters: the closest two differ by z = {least:.1f} > {self._threshold:.1f}."
         )
+
+
+def _alike(z: Float, effect: Float, threshold: float, least: float) -> NDArray[np.bool_]:
+    """Tell which pairs the test can't tell apart, or finds too close to matter."""
+    return (z <= threshold) | (effect <= least)
 
 
 def place(
@@ -260,7 +267,7 @@ def place(
     effect, error, _ = compare_one(pooled, 0, np.array(list(first.values())), shared)
     z = score(effect, error)
     limit = threshold_for(len(at)) if threshold is None else threshold
-    alike = (z <= limit) | (effect <= least)
+    alike = _alike(z, effect, limit, least)
     if not alike.any():
         return known[int(np.argmin(z))] if threshold is None else fresh
     return known[int(np.argmin(np.where(alike, effect + _SURE * error, np.inf)))]

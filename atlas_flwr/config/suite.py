@@ -25,6 +25,7 @@ TUNE_OWN = ("run.rounds", "data.holdout")
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Values = dict[str, Any]
+Pair = tuple[str, str]  # a setting and a label
 
 
 class SettingEntry(Section):
@@ -80,6 +81,11 @@ class SuiteFile(Section):
     def entries(self, setting: str) -> list[RunEntry]:
         """Return the entries that run in a setting, in the file's order."""
         return [entry for entry in self.run if entry.only is None or setting in entry.only]
+
+
+def tuned_as(setting: SettingEntry, entry: RunEntry) -> Pair:
+    """Return the setting and the label whose tuning chooses an entry's values in a setting."""
+    return setting.tuned_as or setting.name, entry.tuned_as or entry.label
 
 
 def parse_suite(text: str) -> SuiteFile:
@@ -191,11 +197,9 @@ def _check_tuned_as(file: SuiteFile) -> None:
 
 
 def _check_lenders(file: SuiteFile, setting: SettingEntry) -> None:
-    where = setting.tuned_as or setting.name
-    lenders = [entry.label for entry in file.entries(where)]
     for entry in file.entries(setting.name):
-        label = entry.tuned_as or entry.label
-        if label not in lenders:
+        where, label = tuned_as(setting, entry)
+        if label not in (other.label for other in file.entries(where)):
             raise ConfigError(
                 f"tuned-as: '{entry.label}' in '{setting.name}' takes what is chosen for '{label}' "
                 f"in '{where}', where it does not run; name a label and a setting that have it"

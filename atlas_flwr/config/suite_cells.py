@@ -12,16 +12,17 @@ from atlas_flwr.config.overrides import combinations, flatten, override, slug, s
 from atlas_flwr.config.schema import Config
 from atlas_flwr.config.suite import (
     TUNE_FOLDER,
+    Pair,
     RunEntry,
     SettingEntry,
     SuiteFile,
     Values,
     check_reserved,
     parse_suite,
+    tuned_as,
 )
 from atlas_flwr.errors import ConfigError, did_you_mean
 
-Pair = tuple[str, str]
 Choices = Mapping[Pair, Mapping[str, Any]]
 
 
@@ -166,11 +167,6 @@ class Suite:
         place = folder / f"seed-{seed}"
         source = tuned_as(setting, entry)
         return Cell(setting.name, entry.label, config, place, dict(values), bool(short), source)
-
-
-def tuned_as(setting: SettingEntry, entry: RunEntry) -> Pair:
-    """Return the setting and the label whose tuning chooses an entry's values in a setting."""
-    return setting.tuned_as or setting.name, entry.tuned_as or entry.label
 
 
 def load_suite(

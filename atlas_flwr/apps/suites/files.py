@@ -11,7 +11,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from atlas_flwr.apps.suites.folders import finished_rows, in_order, read_json, row_of
-from atlas_flwr.config.suite_cells import Cell, Pair, Suite
+from atlas_flwr.config.suite import Pair
+from atlas_flwr.config.suite_cells import Cell, Suite
 from atlas_flwr.errors import ResultError
 from atlas_flwr.results.provenance import provenance
 from atlas_flwr.results.store import read_run, to_json

@@ -21,7 +21,8 @@ from atlas_flwr.apps.suites.folders import (
     stopped_run,
 )
 from atlas_flwr.apps.suites.view import SuiteView
-from atlas_flwr.config.suite_cells import Cell, Pair, Suite
+from atlas_flwr.config.suite import Pair
+from atlas_flwr.config.suite_cells import Cell, Suite
 from atlas_flwr.engine.launch_signals import signals_raise
 from atlas_flwr.errors import RunFailed, RunStopped
 from atlas_flwr.results.series import show, show_seconds

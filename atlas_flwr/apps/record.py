@@ -180,7 +180,7 @@ class Recorder:
         found, ranks = dict(facts), facts.get("ranks")
         found.pop("ranks", None)
         atomic_write(self.out / "clusters.json", to_json(found, indent=2) + "\n")
-        self.tell("note", partition=None, text=f"{facts['k']} clusters: {facts['why']}")
+        self.tell("note", partition=None, text=f"clusters: {facts['k']}. {facts['why']}")
         if said := privacy_line(found):
             self.tell("note", partition=None, text=said)
         if ranks is not None:

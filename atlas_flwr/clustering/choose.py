@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 
@@ -44,6 +45,19 @@ class Choice:
     p_value: float | None = None
     reliability: float | None = None
     why: str = ""
+
+    def among(self, members: Sequence[int], space: Hashable, *, named: bool) -> Self:
+        """Return the choice as that of one label space among several.
+
+        Args:
+            members: The space's clients, by their position.
+            space: The label space.
+            named: Whether its sentence names it: spaces were told apart.
+        """
+        why = self.why
+        if named:
+            why = f"Of clients with {space} labels, {why[:1].lower()}{why[1:]}"
+        return replace(self, space=space, members=tuple(members), why=why)
 
 
 @dataclass(frozen=True)

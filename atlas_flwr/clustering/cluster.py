@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -100,8 +100,7 @@ def cluster(  # noqa: PLR0913 - all of them optional but the first
         before = sum(c.k for c in choices)
         for index, label in zip(at, found, strict=True):
             labels[index] = before + int(label)
-        why = choice.why if spaces is None else f"Clients with {space} labels: {choice.why}"
-        choices.append(replace(choice, space=space, members=tuple(at), why=why))
+        choices.append(choice.among(at, space, named=spaces is not None))
     return Clustering(tuple(_by_appearance(labels)), tuple(choices))
 
 

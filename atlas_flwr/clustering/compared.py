@@ -181,8 +181,7 @@ def _each_space(
         before = sum(c.k for c in choices)
         for index, label in zip(at, found, strict=True):
             labels[index] = before + int(label)
-        why = choice.why if spaces is None else f"Clients with {space} labels: {choice.why}"
-        choices.append(replace(choice, space=space, members=tuple(at), why=why))
+        choices.append(choice.among(at, space, named=spaces is not None))
     number = {label: i for i, label in enumerate(dict.fromkeys(labels))}
     return Clustering(tuple(number[label] for label in labels), tuple(choices))
 

@@ -93,18 +93,14 @@ def merge_test(
         labels[at] = found + sum(c.k for c in choices)
         known = [float(value) for value in apart.reliability[at]]
         told = [value for value in known if not np.isnan(value)]
-        why = choice.why if spaces is None else f"Clients with {space} labels: {choice.why}"
         choices.append(
             replace(
-                choice,
-                space=space,
-                members=tuple(at),
+                choice.among(at, space, named=spaces is not None),
                 z=tuple(tuple(map(float, row)) for row in apart.z[np.ix_(at, at)]),
                 reliability=float(np.mean(told)) if told else None,
                 reliabilities=tuple(None if np.isnan(value) else value for value in known),
                 marked=tuple(at[index] for index in tree.few()) if counted else (),
                 steps=tuple((at[one], at[other]) for one, other in choice.steps),
-                why=why,
             )
         )
     number = {label: i for i, label in enumerate(dict.fromkeys(labels.tolist()))}

@@ -132,7 +132,7 @@ def test_different_label_spaces_are_never_joined():
     assert found.labels == (0, 1) * 6
     assert [choice.space for choice in found.choices] == ["two", "three"]
     assert found.choices[0].members == (0, 2, 4, 6, 8, 10)
-    assert "Clients with three labels:" in found.why
+    assert "Of clients with three labels, " in found.why
     same = cluster(np.ones((4, 3)), spaces=[2, 3, 2, 4])  # alike to the bit
     assert same.labels == (0, 1, 0, 2)
 

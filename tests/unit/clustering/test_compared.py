@@ -88,7 +88,7 @@ def test_reasons_are_told() -> None:
     assert isinstance(choice, Compared)
     assert np.shape(choice.similarity) == np.shape(choice.angles) == (16, 16)
     assert max(choice.scores, key=lambda k: choice.scores[k]) == choice.k == 4
-    assert choice.why.startswith("Clients with 2 labels: 4 clusters: silhouette")
+    assert choice.why.startswith("Of clients with 2 labels, 4 clusters: silhouette")
     assert choice.threshold is not None
     assert choice.scores[4] > choice.threshold
 

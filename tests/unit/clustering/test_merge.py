@@ -126,7 +126,7 @@ def test_different_label_spaces_are_never_joined():
     found = merge_test(own, ["a", "b"] * 3)
     assert found.labels == (0, 1) * 3
     assert [choice.members for choice in found.choices] == [(0, 2, 4), (1, 3, 5)]
-    assert "Clients with b labels: One cluster" in found.why
+    assert "Of clients with b labels, one cluster" in found.why
     three = prints_of(world(9, 1, 3), [(0, (30, 30, 30))] * 2)
     assert merge_test([*own[:2], *three], [2, 2, 3, 3]).labels == (0, 0, 1, 1)
     both = prints_of(world(10, 2), [(t, EVEN) for t in (0, 0, 1, 1)] * 2)

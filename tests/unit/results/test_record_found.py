@@ -25,12 +25,12 @@ def recorder(tmp_path: Path) -> tuple[Recorder, list[dict]]:
 
 def test_ranks_are_a_file_of_their_own_and_told_in_a_line(recorder):
     writer, heard = recorder
-    facts = {"k": 2, "why": "they differ", "ranks": RANKS}
+    facts = {"k": 2, "why": "They differ", "ranks": RANKS}
     writer.clusters(facts)
-    assert read_extra(writer.out / "clusters.json") == {"k": 2, "why": "they differ"}
+    assert read_extra(writer.out / "clusters.json") == {"k": 2, "why": "They differ"}
     assert read_extra(writer.out / "ranks.json") == RANKS
     assert [event["text"] for event in heard[1:]] == [
-        *("2 clusters: they differ", "ranks (uniform) of phone: 2–8"),
+        *("clusters: 2. They differ", "ranks (uniform) of phone: 2–8"),
     ]
     assert "ranks" in facts  # what was given is as it was
 

@@ -65,6 +65,7 @@ class Suite:
         only: The labels to run; empty for all.
         items: ``a.b=value`` overrides of every run, tuning included.
         tuned: False leaves ``[tune]`` out.
+        within: The settings to run; empty for all.
     """
 
     file: SuiteFile
@@ -74,6 +75,7 @@ class Suite:
     only: tuple[str, ...] = ()
     items: tuple[str, ...] = ()
     tuned: bool = True
+    within: tuple[str, ...] = ()
 
     @property
     def base(self) -> Path:
@@ -104,7 +106,7 @@ class Suite:
             ConfigError: A run's config is wrong; names the setting, the label and the key.
         """
         found = []
-        for setting, entry in self._asked():
+        for setting, entry in self.asked():
             source = tuned_as(setting, entry)
             if pair not in (None, source):
                 continue
@@ -123,7 +125,7 @@ class Suite:
         if tune is None or not self.tuned:
             return []
         found = []
-        sources = {tuned_as(*pair) for pair in self._asked()}
+        sources = {tuned_as(*pair) for pair in self.asked()}
         for setting, entry in self.pairs():
             if (setting.name, entry.label) not in sources:
                 continue
@@ -139,8 +141,14 @@ class Suite:
             return {}
         return flatten(self.file.tune.keys if entry.tune is None else entry.tune)
 
-    def _asked(self) -> list[tuple[SettingEntry, RunEntry]]:
-        return [pair for pair in self.pairs() if not self.only or pair[1].label in self.only]
+    def asked(self) -> list[tuple[SettingEntry, RunEntry]]:
+        """Return the pairs that the command line asks for."""
+        return [
+            (setting, entry)
+            for setting, entry in self.pairs()
+            if (not self.only or entry.label in self.only)
+            and (not self.within or setting.name in self.within)
+        ]
 
     def _cell(
         self,
@@ -174,6 +182,7 @@ def load_suite(
     *,
     seeds: Sequence[int] = (),
     only: Sequence[str] = (),
+    within: Sequence[str] = (),
     items: Sequence[str] = (),
     tuned: bool = True,
 ) -> Suite:
@@ -186,6 +195,7 @@ def load_suite(
         path: The TOML file.
         seeds: Instead of the file's.
         only: Labels to run, the others left out.
+        within: Settings to run, the others left out.
         items: ``a.b=value`` overrides of every run.
         tuned: False leaves ``[tune]`` out.
 
@@ -200,19 +210,26 @@ def load_suite(
         file = parse_suite(text)
     except ConfigError as error:
         raise ConfigError(f"{path.name}: {error}") from error
-    suite = Suite(file, path, text, tuple(seeds) or file.seeds, tuple(only), tuple(items), tuned)
+    suite = Suite(
+        *(file, path, text, tuple(seeds) or file.seeds),
+        only=tuple(only),
+        items=tuple(items),
+        tuned=tuned,
+        within=tuple(within),
+    )
     _check_command_line(suite)
     return suite
 
 
 def _check_command_line(suite: Suite) -> None:
     labels = list(dict.fromkeys(entry.label for entry in suite.file.run))
-    for label in suite.only:
-        if label not in labels:
-            raise ConfigError(
-                f"--only: unknown label '{label}'{did_you_mean(label, labels)}; "
-                f"known: {', '.join(labels)}"
-            )
+    _check_known("--only", "label", suite.only, labels)
+    _check_known("--setting", "setting", suite.within, [s.name for s in suite.settings])
+    if not suite.asked():
+        raise ConfigError(
+            f"--only, --setting: none of {', '.join(suite.only)} is run in "
+            f"{', '.join(suite.within)}; see [[run]] only"
+        )
     keys = [spelled(item.partition("=")[0].strip()) for item in suite.items]
     check_reserved(keys, "--set")
     if suite.tuned:
@@ -220,3 +237,12 @@ def _check_command_line(suite: Suite) -> None:
         for key in keys:
             if key in tuned:
                 raise ConfigError(f"--set: {key} is chosen by [tune]; add --no-tune")
+
+
+def _check_known(option: str, what: str, given: Sequence[str], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise ConfigError(
+                f"{option}: unknown {what} '{name}'{did_you_mean(name, known)}; "
+                f"known: {', '.join(known)}"
+            )

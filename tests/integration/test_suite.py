@@ -209,6 +209,18 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
         ("--set", "train.learning-rate", "--no-tune"),
     ),
     "an unknown label": ({}, ("--only", "fedavgg"), ("--only", "did you mean 'fedavg'")),
+    "a setting that is not there": ({}, ("--setting", "tow"), ("--setting", "did you mean 'two'")),
+    "a label that is not run in the setting": (
+        {
+            "setting": [{"name": "two"}, {"name": "three"}],
+            "run": [
+                {"strategy": "fedavg"},
+                {"name": "alone", "strategy": "local_only", "only": ["two"]},
+            ],
+        },
+        ("--setting", "three", "--only", "alone"),
+        ("--only, --setting", "none of alone is run in three"),
+    ),
     "seeds that are no numbers": ({}, ("--seeds", "1,x"), ("--seeds", "'1,x'")),
     "a wrong override": ({}, ("--set", "run.roundz=1"), ("run.roundz", "did you mean")),
 }

@@ -78,7 +78,12 @@ def suite(  # noqa: PLR0913, PLR0917 - options
     seeds: Annotated[
         str | None, typer.Option(help="Instead of the file's, e.g. 1..6 or 42,43")
     ] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Run this label; may be repeated")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option(help="Run this setting only; may be repeated")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Run this label only; may be repeated")
+    ] = None,
     tune: Annotated[bool, typer.Option(help="Choose the keys of \\[tune] first")] = True,
     check: Annotated[bool, typer.Option("--check", help="Say what would run")] = False,
     out: Annotated[Path | None, typer.Option(help="Suite folder \\[default: runs/<name>]")] = None,
@@ -92,7 +97,7 @@ def suite(  # noqa: PLR0913, PLR0917 - options
     from atlas_flwr.apps.suites.file import load, suite_folder  # noqa: PLC0415
 
     items = [*(overrides or []), *([f"engine.kind={engine}"] if engine else [])]
-    chosen = load(file, seeds=seeds, only=only or [], items=items, tuned=tune)
+    chosen = load(file, seeds=seeds, only=only or [], within=setting or [], items=items, tuned=tune)
     from atlas_flwr.apps.suites.check import describe_suite  # noqa: PLC0415
     from atlas_flwr.apps.suites.run import run_suite  # noqa: PLC0415 - torch loads for seconds
 

@@ -29,7 +29,13 @@ def suite_file(given: Path) -> Path:
 
 
 def load(
-    given: Path, *, seeds: str | None, only: Sequence[str], items: Sequence[str], tuned: bool
+    given: Path,
+    *,
+    seeds: str | None = None,
+    only: Sequence[str] = (),
+    within: Sequence[str] = (),
+    items: Sequence[str] = (),
+    tuned: bool = True,
 ) -> Suite:
     """Return the checked suite behind a command's arguments.
 
@@ -37,6 +43,7 @@ def load(
         given: The file, or a shipped suite's name.
         seeds: Instead of the file's: numbers and ranges with commas between them.
         only: Labels to run.
+        within: Settings to run.
         items: ``a.b=value`` overrides.
         tuned: False leaves ``[tune]`` out.
 
@@ -48,6 +55,7 @@ def load(
         path,
         seeds=read_seeds(seeds) if seeds is not None else (),
         only=only,
+        within=within,
         items=items,
         tuned=tuned,
     )

@@ -136,6 +136,11 @@ def test_what_is_tuned_as_another_is_not_tuned_and_takes_its_values(tmp_path: Pa
     assert {cell.tuned_as for cell in cells} == {("a", "fedavg")}
     only = load_suite(tmp_path / "s.toml", only=["half"])
     assert [cell.label for cell in only.tuning()] == ["fedavg", "fedavg"]
+    within = load_suite(tmp_path / "s.toml", within=["b"])
+    assert [(cell.setting, cell.label) for cell in within.cells()] == [
+        *(("b", "fedavg"), ("b", "half"))
+    ]
+    assert {(cell.setting, cell.label) for cell in within.tuning()} == {("a", "fedavg")}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -30,10 +31,8 @@ def class_means(clients: Sequence[Client], seed: int) -> list[Tensors]:
 
 def embeddings(clients: Sequence[Client], seed: int) -> list[Tensors]:
     """Return fingerprints without classes."""
-    plain = [Client(c.task, c.features, np.zeros_like(c.labels), 1, c.rows) for c in clients]
-    drawn = [np.random.default_rng([seed, index]) for index in range(len(clients))]
-    pairs = zip(plain, drawn, strict=True)
-    return [summarise(c.features, c.labels, c.classes, seed=seed, rng=rng) for c, rng in pairs]
+    plain = [replace(c, labels=np.zeros_like(c.labels), classes=1) for c in clients]
+    return class_means(plain, seed)
 
 
 def part(prints: Sequence[Tensors], signs: tuple[float, float]) -> list[Tensors]:

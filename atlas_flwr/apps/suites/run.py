@@ -79,7 +79,7 @@ def _next_commands(out: Path) -> list[str]:
 
 
 class _Runner:
-    """Gives cells to a crew in the suite's order, tuning before the runs that need it.
+    """Gives cells to a crew seed by seed, tuning before the runs that need it.
 
     Attributes:
         failures: A line for each run that failed now, or could not be tried.
@@ -90,7 +90,9 @@ class _Runner:
         self.failures: list[str] = []
         self._suite, self._out = files.suite, files.out
         self._tuning = self._suite.tuning()
-        self._runs = self._suite.cells()
+        # Seed by seed: a suite that is stopped half-way compares all labels on the seeds it has.
+        seeds = self._suite.seeds
+        self._runs = sorted(self._suite.cells(), key=lambda c: seeds.index(c.config.run.seed))
         self._groups: dict[Pair, list[Cell]] = {}
         for cell in self._tuning:
             self._groups.setdefault(cell.tuned_as, []).append(cell)

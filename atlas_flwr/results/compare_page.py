@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isnan
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from atlas_flwr.results import page
+from atlas_flwr.results.compare import Comparison, Panel
 from atlas_flwr.results.figures import Chart, chart, colour, drawn, placed
 from atlas_flwr.results.report import Table, render
 from atlas_flwr.results.seeds import (
@@ -18,9 +19,6 @@ from atlas_flwr.results.seeds import (
 from atlas_flwr.results.series import PALETTE, count, show_bytes, show_seconds
 from atlas_flwr.results.svg.parts import Series
 from atlas_flwr.results.sweeps import against_eta
-
-if TYPE_CHECKING:
-    from atlas_flwr.results.compare import Comparison, Panel
 
 ERROR = "Error: the aggregation error of the last round."
 _RUN = (

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from atlas_flwr.results.compare import write_comparison
+from atlas_flwr.results.compare_output import write_comparison
 from atlas_flwr.results.plots import STYLE, layout, save
 from atlas_flwr.results.plots_lines import shown_label
 from atlas_flwr.results.plots_maps import MARKERS, QUIET

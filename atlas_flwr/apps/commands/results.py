@@ -22,7 +22,7 @@ def compare(
 
     Example: atlas compare runs/fedavg runs/local_only --out comparison
     """
-    from atlas_flwr.results.compare import comparison_table, write_comparison  # noqa: PLC0415
+    from atlas_flwr.results.compare_output import comparison_table, write_comparison  # noqa: PLC0415
     from atlas_flwr.results.store import read_run  # noqa: PLC0415
 
     found = write_comparison([read_run(folder) for folder in runs], out)

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from atlas_flwr.errors import ResultError
-from atlas_flwr.results.compare import compare, comparison_table, write_comparison
+from atlas_flwr.results.compare import compare
+from atlas_flwr.results.compare_output import comparison_table, write_comparison
 
 
 def test_runs_of_one_task_set_share_an_axis(make_run):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from atlas_flwr.results.compare import comparison_table, write_comparison
+from atlas_flwr.results.compare_output import comparison_table, write_comparison
 from atlas_flwr.results.console import print_results
 from atlas_flwr.results.figures import run_figures
 from atlas_flwr.results.merges import YARDSTICK, last_merge, merge_figures

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from atlas_flwr.results.compare import compare, comparison_table, write_comparison
+from atlas_flwr.results.compare import compare
+from atlas_flwr.results.compare_output import comparison_table, write_comparison
 from atlas_flwr.results.seeds import groups_of, more_than_strategy
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from atlas_flwr.results.compare import write_comparison
+from atlas_flwr.results.compare_output import write_comparison
 from atlas_flwr.results.sweeps import against_eta, differing, flat, over_seeds, sweep_figures
 
 

@@ -104,7 +104,7 @@ def gathered(
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(1)
     features = kept(names, args.features) if args.features else {}
-    missing = [name for name in dict.fromkeys(names) if name not in features]
+    missing = [name for name in names if name not in features]
     needed = set(names if set(args.method or ()) & set(TRUNK) else missing)
     if args.glue is None and needed & set(GLUE):
         parser.error("--glue, or --features with what it wrote earlier, is needed")
@@ -134,9 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = [s for s in SETTINGS if not args.setting or s.name in args.setting]
     if args.rows_each:
         settings = [s for s in settings if s.rows == args.rows_each]
-    sources = [name for s in settings for name in s.sources]
+    sources = list(dict.fromkeys(name for s in settings for name in s.sources))
     features = gathered(sources, args, parser)
-    trunk = cache(lambda: Trunk.open(list(dict.fromkeys(sources)), args.glue, args.rows))
+    trunk = cache(lambda: Trunk.open(sources, args.glue, args.rows))
     out = args.out or Path(__file__).parent / "out" / "fingerprints.csv"
     out.parent.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, object]] = []

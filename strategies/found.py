@@ -8,9 +8,9 @@ from typing import Any, Literal, Protocol, get_args
 
 from atlas_flwr.clustering import merge
 from atlas_flwr.clustering.choose import Choice
-from atlas_flwr.clustering.cluster import Clustering
 from atlas_flwr.clustering.compared import Compared, by_silhouette
 from atlas_flwr.clustering.merge import Merging, merge_test
+from atlas_flwr.clustering.spaces import Clustering
 from atlas_flwr.types import Tensors
 
 Method = Literal["merge_test", "agglomerative", "kmeans"]

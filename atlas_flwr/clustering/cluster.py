@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from atlas_flwr.clustering import null
 from atlas_flwr.clustering.choose import Choice, Group
 from atlas_flwr.clustering.partition import METHODS, Float, Method
+from atlas_flwr.clustering.spaces import Clustering, each_space
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.types import Array
 
 LEVEL = 0.02
 DRAWS = 199
 MOST = 12
-
-
-@dataclass(frozen=True)
-class Clustering:
-    """Which cluster each client is in.
-
-    Attributes:
-        labels: One label a client, from 0 in the order in which clusters first appear.
-        choices: How each label space was clustered, in the order in which spaces first appear.
-    """
-
-    labels: tuple[int, ...]
-    choices: tuple[Choice, ...]
-
-    @property
-    def k(self) -> int:
-        """The number of clusters, over all label spaces."""
-        return len(set(self.labels))
-
-    @property
-    def why(self) -> str:
-        """One sentence a label space."""
-        return " ".join(choice.why for choice in self.choices)
 
 
 def cluster(  # noqa: PLR0913 - all of them optional but the first
@@ -81,14 +58,9 @@ def cluster(  # noqa: PLR0913 - all of them optional but the first
     similarity = _similarity(points)
     n = len(similarity)
     both = None if halves is None else _half_similarity(halves, n)
-    where = list(spaces) if spaces is not None else [0] * n
-    if len(where) != n:
-        raise AggregationError(f"{len(where)} label spaces for {n} clients")
     _check(method, level, most, draws)
-    labels = [0] * n
-    choices: list[Choice] = []
-    for space in dict.fromkeys(where):
-        at = [index for index, own in enumerate(where) if own == space]
+
+    def one(at: list[int]) -> tuple[Sequence[int], Choice]:
         twice = at + [n + index for index in at]
         group = Group(
             similarity[np.ix_(at, at)],
@@ -97,11 +69,9 @@ def cluster(  # noqa: PLR0913 - all of them optional but the first
             *(seed, level, most, draws),
         )
         found, choice = group.chosen() if k is None else group.given(k)
-        before = sum(c.k for c in choices)
-        for index, label in zip(at, found, strict=True):
-            labels[index] = before + int(label)
-        choices.append(choice.among(at, space, named=spaces is not None))
-    return Clustering(tuple(_by_appearance(labels)), tuple(choices))
+        return found.tolist(), choice
+
+    return each_space(n, spaces, one)
 
 
 def place(
@@ -181,9 +151,3 @@ def _half_similarity(halves: Array | tuple[Array, Array], n: int) -> Float:
     if len(both) != 2 * n:
         raise AggregationError(f"{len(both)} half fingerprints for {n} clients")
     return both
-
-
-def _by_appearance(labels: Sequence[int]) -> list[int]:
-    """Renumber labels from 0 in the order in which they first appear."""
-    number: dict[int, int] = {}
-    return [number.setdefault(int(label), len(number)) for label in labels]

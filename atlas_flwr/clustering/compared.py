@@ -6,7 +6,7 @@ principal angles (PACFL, Vahidian et al., AAAI 2023). Each label space apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -15,10 +15,10 @@ from scipy.spatial.distance import squareform  # type: ignore[import-untyped]
 
 from atlas_flwr.clustering import null
 from atlas_flwr.clustering.choose import Choice
-from atlas_flwr.clustering.cluster import DRAWS, Clustering, cluster, nearest
+from atlas_flwr.clustering.cluster import DRAWS, cluster, nearest
 from atlas_flwr.clustering.partition import Float, Method
-from atlas_flwr.errors import AggregationError
-from atlas_flwr.fingerprint.distance import by_space, distances, of_space
+from atlas_flwr.clustering.spaces import Clustering, each_space
+from atlas_flwr.fingerprint.distance import distances, of_space
 from atlas_flwr.fingerprint.prints import read, vectors
 from atlas_flwr.fingerprint.subspace import Measure, apart, apart_from
 from atlas_flwr.types import Tensors
@@ -72,7 +72,8 @@ def by_silhouette(
         AggregationError: Fingerprints of one space don't fit each other, or the lengths differ.
     """
 
-    def one(own: Sequence[Tensors]) -> tuple[Sequence[int], Compared]:
+    def one(at: list[int]) -> tuple[Sequence[int], Compared]:
+        own = [prints[index] for index in at]
         if read(own).rows.shape[2] > 1:
             similarity = _likeness(distances(own).effect)
             found = cluster(similarity, method, seed=seed, draws=draws)
@@ -82,7 +83,7 @@ def by_silhouette(
             found = cluster(similarity, method, seed=seed, halves=halves, draws=draws)
         return found.labels, _compared(found.choices[0], similarity)
 
-    return _each_space(prints, spaces, one)
+    return each_space(len(prints), spaces, one)
 
 
 def by_angles(
@@ -114,7 +115,8 @@ def by_angles(
         AggregationError: Subspaces of one space don't fit each other, or the lengths differ.
     """
 
-    def one(own: Sequence[Tensors]) -> tuple[Sequence[int], Compared]:
+    def one(at: list[int]) -> tuple[Sequence[int], Compared]:
+        own = [prints[index] for index in at]
         degrees = apart(own, measure)
         similarity = 1 - degrees / (90.0 * (own[0]["basis"].shape[2] if measure == "sum" else 1))
         labels: Sequence[int]
@@ -127,7 +129,7 @@ def by_angles(
             choice = Choice(0, (), k, why=f"{k} cluster(s) at a mean angle of {threshold:g}°.")
         return labels, replace(_compared(choice, similarity), angles=_rows(degrees))
 
-    return _each_space(prints, spaces, one)
+    return each_space(len(prints), spaces, one)
 
 
 def place_by_angles(
@@ -165,25 +167,6 @@ def place_by_angles(
     label = nearest(-degrees, member)
     far = float(np.mean(degrees[np.array(member) == label]))
     return label if threshold is None or far <= threshold else fresh
-
-
-def _each_space(
-    prints: Sequence[Tensors],
-    spaces: Sequence[Hashable] | None,
-    one: Callable[[Sequence[Tensors]], tuple[Sequence[int], Compared]],
-) -> Clustering:
-    """Cluster each label space by itself; labels are numbered in order of appearance."""
-    if not prints:
-        raise AggregationError("no fingerprints to cluster")
-    labels, choices = [0] * len(prints), list[Compared]()
-    for space, at in by_space(len(prints), spaces).items():
-        found, choice = one([prints[index] for index in at])
-        before = sum(c.k for c in choices)
-        for index, label in zip(at, found, strict=True):
-            labels[index] = before + int(label)
-        choices.append(choice.among(at, space, named=spaces is not None))
-    number = {label: i for i, label in enumerate(dict.fromkeys(labels))}
-    return Clustering(tuple(number[label] for label in labels), tuple(choices))
 
 
 def _likeness(effect: Float) -> Float:

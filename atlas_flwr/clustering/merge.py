@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from scipy.stats import norm  # type: ignore[import-untyped]
 
 from atlas_flwr.clustering.choose import Choice
-from atlas_flwr.clustering.cluster import Clustering
 from atlas_flwr.clustering.partition import Labels
+from atlas_flwr.clustering.spaces import Clustering, each_space
 from atlas_flwr.errors import AggregationError
-from atlas_flwr.fingerprint.distance import by_space, distances, of_space
+from atlas_flwr.fingerprint.distance import distances, of_space
 from atlas_flwr.fingerprint.pairs import Shared, compare, compare_one, score
 from atlas_flwr.fingerprint.prints import Prints, read
 from atlas_flwr.fingerprint.sketch import Float
@@ -81,30 +81,24 @@ def merge_test(
         AggregationError: Fingerprints of one space don't fit each other, lengths differ, or a space
             has fewer clients than k.
     """
-    n = len(prints)
-    if not n:
-        raise AggregationError("no fingerprints to cluster")
     apart = distances(prints, spaces)
-    labels, choices = np.zeros(n, np.int64), list[Merging]()
-    for space, at in by_space(n, spaces).items():
+
+    def one(at: list[int]) -> tuple[Sequence[int], Merging]:
         limit = threshold_for(len(at)) if threshold is None else threshold
         tree = _Tree(read([prints[index] for index in at]), limit, least)
         found, choice = tree.cut(k)
-        labels[at] = found + sum(c.k for c in choices)
         known = [float(value) for value in apart.reliability[at]]
         told = [value for value in known if not np.isnan(value)]
-        choices.append(
-            replace(
-                choice.among(at, space, named=spaces is not None),
-                z=tuple(tuple(map(float, row)) for row in apart.z[np.ix_(at, at)]),
-                reliability=float(np.mean(told)) if told else None,
-                reliabilities=tuple(None if np.isnan(value) else value for value in known),
-                marked=tuple(at[index] for index in tree.few()) if counted else (),
-                steps=tuple((at[one], at[other]) for one, other in choice.steps),
-            )
+        return found.tolist(), replace(
+            choice,
+            z=tuple(tuple(map(float, row)) for row in apart.z[np.ix_(at, at)]),
+            reliability=float(np.mean(told)) if told else None,
+            reliabilities=tuple(None if np.isnan(value) else value for value in known),
+            marked=tuple(at[index] for index in tree.few()) if counted else (),
+            steps=tuple((at[first], at[second]) for first, second in choice.steps),
         )
-    number = {label: i for i, label in enumerate(dict.fromkeys(labels.tolist()))}
-    return Clustering(tuple(number[label] for label in labels.tolist()), tuple(choices))
+
+    return each_space(len(prints), spaces, one)
 
 
 def threshold_for(n: int) -> float:

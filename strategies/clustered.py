@@ -45,6 +45,10 @@ class Clustered(EqualRankRule):
         """Return a client's step η: 0 leaves it alone, 1 gives it its cluster's weighted mean."""
         raise NotImplementedError
 
+    def head_eta_of(self, state: State, partition: int) -> float:
+        """Return the step of a client's head: its adapter's."""
+        return self.eta_of(state, partition)
+
     def stepping(self, state: State) -> list[int]:
         """Return who takes the step and pulls others: all who have trained so far."""
         return sorted(state.sizes)
@@ -121,12 +125,13 @@ class Clustered(EqualRankRule):
         Neighbours of different η take the smaller one on their edge: the graph stays symmetric.
         """
         present = self.stepping(state)
-        etas = np.array([self.eta_of(state, p) for p in present])
-        graph = self.graph(state, present) * np.minimum.outer(etas, etas)
+        edges = self.graph(state, present)
         sizes = [float(state.sizes[p]) for p in present]
-        moved = self.moved(state, present, graph, sizes)
+        shrunk = _shrunk(edges, [self.eta_of(state, p) for p in present])
+        moved = self.moved(state, present, shrunk, sizes)
+        shrunk = _shrunk(edges, [self.head_eta_of(state, p) for p in present])
         heads = tensor_step(
-            [state.heads[f"client-{p}"] for p in present], self._inside(graph, present), sizes, 1.0
+            [state.heads[f"client-{p}"] for p in present], self._inside(shrunk, present), sizes, 1.0
         )
         bodies = {
             f"client-{p}": ModelParts(adapter=adapter)
@@ -166,3 +171,8 @@ class Clustered(EqualRankRule):
     def spaces(self) -> list[int]:
         """Return the label space of each partition: spaces are never joined."""
         return [self.setting.num_labels[task] for task in self.setting.tasks]
+
+
+def _shrunk(edges: Float, etas: Sequence[float]) -> Float:
+    """Return the edges at each client's η, the smaller one of two."""
+    return edges * np.minimum.outer(etas, etas)

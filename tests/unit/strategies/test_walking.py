@@ -180,6 +180,44 @@ def test_the_models_to_score_are_those_after_each_step() -> None:
         )
 
 
+def test_heads_take_the_adapters_step_or_their_own() -> None:
+    found = {
+        (eta, heads): play(
+            of_rank("atlas", MIXED, eta=eta, **({} if heads is None else {"head-eta": heads})),
+            [ALL],
+        )
+        for eta, heads in [(0.5, None), (0.5, 0.5), (0.5, 0.0), (0.0, 0.5), (0.0, 0.0)]
+    }
+    both, same, bodies, heads, neither = (numbers(state) for state in found.values())
+    assert both == same
+    assert bodies == (both[0], neither[1])
+    assert heads == (neither[0], both[1])
+    assert both[0] != neither[0]
+    assert both[1] != neither[1]
+
+
+def numbers(state: State) -> tuple[object, object]:
+    """The bits of all adapters, and of all heads."""
+    bodies = {
+        (key, module, name): np.asarray(getattr(factors, name)).tobytes()
+        for key, parts in state.bodies.items()
+        for module, factors in parts.adapter.items()
+        for name in ("a", "b")
+    }
+    heads = {(k, n): np.asarray(t).tobytes() for k, h in state.heads.items() for n, t in h.items()}
+    return bodies, heads
+
+
+def test_a_chosen_step_leaves_the_heads_to_theirs() -> None:
+    method, seen = of_rank("atlas", EQUAL, eta="auto", **{"head-eta": 0.0}), list[Job]()
+    played(method, {"a": 0.0, "b": 0.0}, seen)
+    scoring = [job for job in seen if job.action == "train.score"]
+    for job in scoring:  # each step of the grid leaves a client the head it trained
+        heads = [{n: t.tobytes() for n, t in choice.head.items()} for choice in job.choices]
+        assert heads == [heads[0]] * len(GRID)
+    assert len({scoring[p].choices[0].head["head.weight"].tobytes() for p in ALL}) == len(ALL)
+
+
 def test_losses_that_are_none_are_refused() -> None:
     method = of_rank("atlas", EQUAL, eta="auto")
     with pytest.raises(AggregationError, match="partition 0: told no losses"):

@@ -19,6 +19,8 @@ Partitioner = Literal["iid", "dirichlet", "pathological", "quantity"]
 Indices = NDArray[np.int64]
 Mixes = NDArray[np.float64]
 
+_ROUNDING = 1e-9  # of a row: what floating point may add before a count is rounded up
+
 
 def draw_mixes(
     partitioner: Partitioner,
@@ -167,25 +169,37 @@ def deal_training(
     return _deal(by_class, got, rng), realised
 
 
-def deal_evaluation(labels: Indices, mixes: Mixes, rng: np.random.Generator) -> list[Indices]:
-    """Deal each class's rows to the clients in proportion to their mixes, disjoint.
+def deal_evaluation(
+    labels: Indices, mixes: Mixes, prior: NDArray[np.float64], rng: np.random.Generator
+) -> list[Indices]:
+    """Deal evaluation rows to the clients, disjoint, each its own label mix.
 
-    Every row of a class that some client has goes to exactly one client; a slice may be empty.
+    Each class is dealt in proportion to the mixes; where clients ask together for more of a class
+    than its share, what else they were dealt is cut to it, for else a client that has 9 % of a
+    class that the others have less of would be scored on all of it. A slice is thus shifted from
+    the evaluation set as the client's training rows are from the training set: with one prior in
+    both it has the client's mix, to a row of each class. Clients whose mix is the prior have every
+    row once; so has any deal in which the mixes average to the prior.
 
     Args:
         labels: Class of each row of the evaluation set, shape ``(n,)``.
         mixes: Realised mixes, shape ``(K, C)``.
+        prior: Shares of the classes in the training set, shape ``(C,)``; above 0 in every mix.
         rng: Chooses which rows of a class a client gets.
 
     Returns:
-        Row numbers of each client, ascending.
+        Row numbers of each client, ascending; a slice may be empty.
     """
     by_class = [np.flatnonzero(labels == c) for c in range(mixes.shape[1])]
     counts = np.zeros(mixes.shape, dtype=np.int64)
     for c, rows in enumerate(by_class):
         if mixes[:, c].any():
             counts[:, c] = largest_remainder(mixes[:, c], len(rows))
-    return _deal(by_class, counts, rng)
+    asked = mixes.sum(axis=0) / np.where(prior > 0, prior, 1.0)
+    most = np.where(mixes > 0, asked, 0.0).max(axis=1, keepdims=True)
+    share = np.divide(asked, most, where=most > 0, out=np.zeros_like(mixes))
+    kept = np.ceil(counts * np.minimum(share, 1.0) - _ROUNDING)
+    return _deal(by_class, kept.astype(np.int64), rng)
 
 
 def stratified_part(labels: Indices, share: float, rng: np.random.Generator) -> Indices:

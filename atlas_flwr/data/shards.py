@@ -104,7 +104,8 @@ def _deal_task(
         hands, mixes = deal_training(labels, mixes, sizes, choice, every_class=exact)
     except DataError as error:
         raise DataError(f"{error} (task '{task_name}')") from error
-    slices = deal_evaluation(held[full], mixes, rng_for(seed, f"evaluation-rows/{task_name}"))
+    dealer = rng_for(seed, f"evaluation-rows/{task_name}")
+    slices = deal_evaluation(held[full], mixes, prior, dealer)
     return tuple(
         (p, Shard(_fixed(pool[hand]), _fixed(full[own]), _fixed(mix), table, full))
         for p, hand, own, mix in zip(partitions, hands, slices, mixes, strict=True)

@@ -141,11 +141,21 @@ def test_an_empty_partition_is_named():
 
 def test_evaluation_rows_follow_the_mix_and_a_class_nobody_has_stays():
     labels = np.repeat([0, 1, 2], [8, 6, 5])
-    slices = deal_evaluation(
-        labels, np.array([[0.75, 0.25, 0], [0.25, 0.75, 0], [0, 0, 0]]), rngs(1)[0]
+    mixes, prior = (
+        np.array([[0.75, 0.25, 0], [0.25, 0.75, 0], [0, 0, 0]]),
+        np.array([0.4, 0.4, 0.2]),
     )
+    slices = deal_evaluation(labels, mixes, prior, rngs(1)[0])
     assert counts(labels, slices[:2], 3) in ([[6, 2, 0], [2, 4, 0]], [[6, 1, 0], [2, 5, 0]])
     assert not slices[2].size
+
+
+def test_a_client_is_scored_on_its_own_mix_where_all_lean_to_one_class():
+    # Dealt by class alone, the first client's slice would be half of class 0.
+    mixes = np.array([[0.09, 0.91], [0.03, 0.97], [0.0, 1.0]])
+    labels = np.repeat([0, 1], [129, 279])
+    slices = deal_evaluation(labels, mixes, np.array([129, 279]) / 408, rngs(1)[0])
+    assert counts(labels, slices, 2) == [[9, 88], [3, 94], [0, 97]]
 
 
 def test_a_weight_of_zero_gets_nothing_and_ties_go_to_the_first():

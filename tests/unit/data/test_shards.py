@@ -31,7 +31,8 @@ def test_shards_are_disjoint_and_keyed_by_partition(kind):
         rows = np.concatenate([getattr(s, name) for s in shards.values()])
         assert len(np.unique(rows)) == len(rows)
     assert sum(len(s.train) for s in shards.values()) == 120
-    assert sum(len(s.evaluation) for s in shards.values()) == 100
+    scored = sum(len(s.evaluation) for s in shards.values())
+    assert scored < 100 if kind == "dirichlet" else scored == 100  # skewed, some would be too many
     for shard in shards.values():
         assert shard.evaluation_table == "validation"
         np.testing.assert_array_equal(shard.full_evaluation, np.arange(100))

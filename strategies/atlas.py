@@ -27,9 +27,9 @@ class StepOptions(GraphOptions):
     """η: 0 leaves every client alone, 1 goes as far as the graph allows, which is the cluster's
     weighted mean where it is complete. ``auto``: each cluster takes, round by round, the step whose
     models lose least on rows that its clients hold back from training."""
-    head_eta: Eta | None = None
-    """η of the heads alone: 0 lets each client keep the head that fits its own label mix. Absent:
-    the adapters'."""
+    head_eta: Eta | Literal["same"] = "same"
+    """η of the heads: the adapters', or a number; 0 lets each client keep the head that fits its
+    own label mix."""
     hold_back: Annotated[float, Field(ge=0, lt=1, strict=True)] | Literal["auto"] = "auto"
     """Share of a client's training rows that it neither trains on nor measures. ``auto``: 0.2 where
     η is chosen, which needs some, else 0; the same share at a number is the fair comparison."""
@@ -53,7 +53,7 @@ class Stepping(Walking):
     def head_eta_of(self, state: State, partition: int) -> float:
         """Return the heads' own option, where there is one."""
         own = self.options.head_eta
-        return super().head_eta_of(state, partition) if own is None else own
+        return super().head_eta_of(state, partition) if own == "same" else own
 
     def check(self) -> None:
         """Refuse a choice of η on no rows."""

@@ -182,11 +182,8 @@ def test_the_models_to_score_are_those_after_each_step() -> None:
 
 def test_heads_take_the_adapters_step_or_their_own() -> None:
     found = {
-        (eta, heads): play(
-            of_rank("atlas", MIXED, eta=eta, **({} if heads is None else {"head-eta": heads})),
-            [ALL],
-        )
-        for eta, heads in [(0.5, None), (0.5, 0.5), (0.5, 0.0), (0.0, 0.5), (0.0, 0.0)]
+        (eta, heads): play(of_rank("atlas", MIXED, eta=eta, **{"head-eta": heads}), [ALL])
+        for eta, heads in [(0.5, "same"), (0.5, 0.5), (0.5, 0.0), (0.0, 0.5), (0.0, 0.0)]
     }
     both, same, bodies, heads, neither = (numbers(state) for state in found.values())
     assert both == same

@@ -24,6 +24,7 @@ from atlas_flwr.models.backbone import LoadedModel
 from atlas_flwr.seeding import rng_for, seed_for
 from atlas_flwr.training.evaluate import EvalResult, evaluate
 from atlas_flwr.training.local import Goal, TrainResult, TrainSpec, train
+from atlas_flwr.training.prior import log_prior
 from atlas_flwr.types import PARTS, Adapter, Array, Job, ModelParts, Part, Scalar, Stage, Tensors
 
 
@@ -157,8 +158,10 @@ class FineTuneClient(NumPyClient):
     # -------------------------------------------------------------- the steps
 
     def _score(self, table: TokenTable, rows: Array) -> EvalResult:
-        """Score the model as it is loaded."""
+        """Score the loaded model; on the client's own rows with what is known of its label mix."""
         site = self.site
+        own = site.train_table.labels[self.rows_trained]
+        strength = 0.0 if self.job.rows == "full" else site.spec.logit_adjustment
         return evaluate(
             site.model,
             table,
@@ -167,6 +170,7 @@ class FineTuneClient(NumPyClient):
             precision=site.spec.precision,
             device=site.spec.device,
             threads=site.spec.threads,
+            prior=log_prior(own, site.model.num_labels, strength),
         )
 
     def _train(

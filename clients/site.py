@@ -42,6 +42,7 @@ def train_spec(config: Config) -> TrainSpec:
         device=config.engine.device,
         threads=config.engine.threads,
         micro_batch=config.engine.micro_batch,
+        logit_adjustment=config.train.logit_adjustment,
     )
 
 

@@ -149,6 +149,9 @@ class TrainSection(Section):
     """Of AdamW."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this norm."""
+    logit_adjustment: NonNegativeFloat = 0.0
+    """τ: a client adds τ log of its share of each class to the logits, in training and on its own
+    rows, so that label mixes are not learned; 1 is the usual one, 0 none."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """``auto``: the fastest the device has (bf16 or fp16 on a GPU; bf16 on a CPU made for it)."""
 

@@ -42,6 +42,7 @@ def evaluate(
     precision: prec.PrecisionChoice = "auto",
     device: prec.DeviceChoice = "auto",
     threads: int = 1,
+    prior: NDArray[np.float32] | None = None,
 ) -> EvalResult:
     """Score the model on some rows, which changes nothing in it.
 
@@ -53,6 +54,7 @@ def evaluate(
         precision: As in training.
         device: As in training.
         threads: Torch threads on the CPU.
+        prior: Added to the logits, shape ``(C,)`` (``prior.log_prior``); None: nothing.
 
     Raises:
         UserError: ``"cuda"`` was asked for and there is none.
@@ -64,7 +66,7 @@ def evaluate(
     loaded.model.to(where).eval()
     with prec.threads_of(threads), torch.inference_mode():
         loss, predicted = with_smaller_batches(
-            lambda size: _score(loaded, table, rows, size, precision, where),
+            lambda size: _score(loaded, table, rows, size, precision, where, prior),
             min(batch_size, len(rows)),
             "evaluation",
         )
@@ -81,17 +83,20 @@ def _score(
     batch_size: int,
     precision: prec.PrecisionChoice,
     device: torch.device,
+    prior: NDArray[np.float32] | None,
 ) -> tuple[float, NDArray[np.int64]]:
     """Return the mean loss and each row's predicted class, in the order of ``rows``."""
     chosen = prec.choose_precision(precision, device)
     batches = by_length(table.lengths[rows], batch_size)
     total = torch.zeros((), device=device, dtype=torch.float64)
+    added = None if prior is None else torch.from_numpy(prior).to(device)
     answers: list[torch.Tensor] = []
     for batch in batches:
         tensors = to_device(table.batch(rows[batch], loaded.pad_token_id), device)
         labels = tensors.pop("labels")
         with prec.autocast(chosen, device):
             logits = loaded.model(**tensors).logits.float()
+        logits = logits if added is None else logits + added
         total += F.cross_entropy(logits, labels, reduction="sum")
         answers.append(logits.argmax(dim=-1))
     predicted = np.empty(len(rows), dtype=np.int64)

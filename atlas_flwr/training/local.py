@@ -20,6 +20,7 @@ from atlas_flwr.models.backbone import LoadedModel
 from atlas_flwr.training import precision as prec
 from atlas_flwr.training.batches import TokenTable, bucketed
 from atlas_flwr.training.memory import MEND, give_back
+from atlas_flwr.training.prior import log_prior
 
 # A client takes some twenty steps a round: the usual 2**16 would waste the first ones.
 FP16_FIRST_SCALE = 2.0**12
@@ -39,6 +40,7 @@ class TrainSpec:
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         threads: Torch threads on the CPU.
         micro_batch: Rows of one forward pass; gradients accumulate over the batch. None: all.
+        logit_adjustment: τ of ``prior.log_prior``, whose classes are those of the rows trained on.
     """
 
     epochs: int = 1
@@ -50,6 +52,7 @@ class TrainSpec:
     device: prec.DeviceChoice = "auto"
     threads: int = 1
     micro_batch: int | None = None
+    logit_adjustment: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,8 @@ class TrainResult:
     """What training says afterwards.
 
     Attributes:
-        loss: Mean cross-entropy over every row seen, each at its own step, without any
-            proximal term.
+        loss: Mean cross-entropy over every row seen, each at its own step, of adjusted logits and
+            without any proximal term.
         num_examples: Rows the client trained on (each counted once).
         steps: Optimizer steps.
         micro_batch: Rows of one forward pass in the end.
@@ -131,7 +134,8 @@ def train(
         prec.seeded(torch_seed, device),
         _training(loaded, moving),
     ):
-        run = _Run(loaded, table, spec, device, replace(goal, parameters=moving))
+        prior = log_prior(table.labels[rows], loaded.num_labels, spec.logit_adjustment)
+        run = _Run(loaded, table, spec, device, replace(goal, parameters=moving), prior)
         for batch in _schedule(table.lengths[rows], spec, rng, max_steps):
             run.step(rows[batch])
         return run.result(len(rows))
@@ -174,9 +178,11 @@ class _Run:
         spec: TrainSpec,
         device: torch.device,
         goal: Goal,
+        prior: NDArray[np.float32] | None,
     ) -> None:
         self._loaded, self._table, self._spec, self._device = loaded, table, spec, device
         self._precision = prec.choose_precision(spec.precision, device)
+        self._prior = None if prior is None else torch.from_numpy(prior).to(device)
         self._parameters = list(goal.parameters or ())
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True
@@ -266,8 +272,10 @@ class _Run:
         batch = to_device(self._table.batch(indices, self._loaded.pad_token_id), self._device)
         labels = batch.pop("labels")
         with prec.autocast(self._precision, self._device):
-            logits = self._loaded.model(**batch).logits
-        return F.cross_entropy(logits.float(), labels, reduction="sum")
+            logits = self._loaded.model(**batch).logits.float()
+        if self._prior is not None:
+            logits = logits + self._prior
+        return F.cross_entropy(logits, labels, reduction="sum")
 
     @torch.no_grad()
     def _pull_back(self) -> None:

@@ -1,0 +1,50 @@
+"""Clients that adjust logits to their label mix: on their own rows, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from atlas_flwr.training.evaluate import evaluate
+from atlas_flwr.training.prior import log_prior
+from atlas_flwr.types import Job
+from homes import Home, home, same_bits
+
+
+@pytest.fixture
+def places(folder_of: Callable[[str], str], tmp_path: Path) -> list[Home]:
+    """One client at strength 0, 1, both with one row of class 0 in nine."""
+    found = []
+    for strength in (0.0, 1.0):
+        place = home(tmp_path, folder_of("gpt2"), logit_adjustment=strength)
+        labels, rows = place.site.train_table.labels, place.site.train_rows
+        one, other = (np.array([r for r in rows if labels[r] == c]) for c in (0, 1))
+        skewed = np.sort(np.concatenate([one[:2], other[:16]]))
+        found.append(Home(replace(place.site, train_rows=skewed), place.stores))
+    return found
+
+
+def test_own_rows_are_scored_with_the_mix_and_the_whole_set_without(places: list[Home]) -> None:
+    plain, adjusted = places
+    model = plain.random(1)
+    for rows, numbers in (("own", plain.site.own_rows), ("full", plain.site.full_rows)):
+        job = Job(0, "evaluate", 1, model, rows=rows)  # type: ignore[arg-type]
+        scores = plain.evaluate(job), adjusted.evaluate(job)
+        if rows == "full":
+            assert scores[0] == scores[1]
+            continue
+        site = plain.site
+        prior = log_prior(site.train_table.labels[site.train_rows], 2, 1.0)
+        want = evaluate(site.model, site.score_table, numbers, 16, "fp32", "cpu", prior=prior)
+        assert scores[1] == pytest.approx(want.loss, rel=1e-6)
+        assert scores[0] != pytest.approx(want.loss, rel=1e-3)
+
+
+def test_what_is_trained_differs(places: list[Home]) -> None:
+    job = Job(0, "train", 1, places[0].random(1))
+    one, other = (place.fit(job).parts for place in places)
+    assert not same_bits(one, other)

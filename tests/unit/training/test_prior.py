@@ -1,0 +1,85 @@
+"""Logit adjustment: what it adds, and that training and scoring add it where they should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from atlas_flwr.models.adapter_io import initial_parts, read_parts, write_parts
+from atlas_flwr.models.backbone import LoadedModel, ModelSpec, load
+from atlas_flwr.training.evaluate import evaluate
+from atlas_flwr.training.local import TrainSpec, train
+from atlas_flwr.training.prior import log_prior
+from atlas_flwr.types import Array, ModelParts
+from fakes import FakeTable
+
+SPEC = TrainSpec(epochs=2, batch_size=8, learning_rate=5e-3, precision="fp32", device="cpu")
+TABLE = FakeTable(60, 3)
+EVEN = np.concatenate([np.flatnonzero(TABLE.labels == c)[:12] for c in range(3)])
+SKEWED = np.concatenate([np.flatnonzero(TABLE.labels == c)[:n] for c, n in enumerate((14, 5, 0))])
+BIAS = "classifier.bias"
+
+Folder = Callable[[str], str | Path]
+
+
+def fresh(spec: ModelSpec, shift: Array | None = None) -> LoadedModel:
+    """The seeded model, its head's bias moved."""
+    loaded = load(spec, 3, 0)
+    parts = initial_parts(spec, 3, 4, 2.0, 0)
+    head = dict(parts.head)
+    if shift is not None:
+        head[BIAS] = head[BIAS] + shift
+    write_parts(loaded, replace(parts, head=head))
+    return loaded
+
+
+def trained(
+    spec: ModelSpec, rows: Array, strength: float, shift: Array | None = None
+) -> ModelParts:
+    loaded, how = fresh(spec, shift), replace(SPEC, logit_adjustment=strength)
+    train(loaded, TABLE, rows, how, np.random.default_rng(0), 7)
+    return read_parts(loaded)
+
+
+def far(one: ModelParts, other: ModelParts) -> float:
+    """The largest difference between two models' numbers."""
+    a, b = one.body() | dict(one.head), other.body() | dict(other.head)
+    return max(float(np.abs(a[name] - b[name]).max()) for name in a)
+
+
+def test_it_is_the_log_of_each_class_share_with_half_a_row_more() -> None:
+    found = log_prior(np.array([0, 0, 1]), 3, 2.0)
+    assert found is not None
+    np.testing.assert_allclose(found, 2 * np.log(np.array([2.5, 1.5, 0.5]) / 4.5), rtol=1e-6)
+    assert found.dtype == np.float32
+    assert log_prior(np.array([0, 0, 1]), 3, 0.0) is None
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_a_model_trains_as_if_its_bias_held_the_prior(strength: float, folder_of: Folder) -> None:
+    spec = ModelSpec(str(folder_of("bert")))
+    prior = log_prior(TABLE.labels[SKEWED], 3, strength)
+    held = trained(spec, SKEWED, 0.0, prior)
+    bare = replace(held, head={**held.head, BIAS: held.head[BIAS] - prior})
+    assert far(trained(spec, SKEWED, strength), bare) < 1e-5
+    assert far(trained(spec, SKEWED, strength), trained(spec, SKEWED, 0.0)) > 1e-3
+
+
+def test_even_classes_need_none(folder_of: Folder) -> None:
+    spec = ModelSpec(str(folder_of("bert")))
+    assert far(trained(spec, EVEN, 1.0), trained(spec, EVEN, 0.0)) < 1e-5
+
+
+def test_scores_are_those_of_logits_with_the_prior(folder_of: Folder) -> None:
+    spec = ModelSpec(str(folder_of("bert")))
+    prior = np.array([0.0, -3.0, 1.0], np.float32)
+    added = evaluate(fresh(spec), TABLE, EVEN, precision="fp32", device="cpu", prior=prior)
+    held = evaluate(fresh(spec, prior), TABLE, EVEN, precision="fp32", device="cpu")
+    assert added.loss == pytest.approx(held.loss, rel=1e-6)
+    assert added.metrics == held.metrics
+    plain = evaluate(fresh(spec), TABLE, EVEN, precision="fp32", device="cpu")
+    assert added.loss != pytest.approx(plain.loss, rel=1e-3)

@@ -13,6 +13,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 from flwr.client import NumPyClient
+from numpy.typing import NDArray
 
 from atlas_flwr.aggregation.delta import accumulate
 from atlas_flwr.aggregation.square import between
@@ -160,8 +161,6 @@ class FineTuneClient(NumPyClient):
     def _score(self, table: TokenTable, rows: Array) -> EvalResult:
         """Score the loaded model; on the client's own rows with what is known of its label mix."""
         site = self.site
-        own = site.train_table.labels[self.rows_trained]
-        strength = 0.0 if self.job.rows == "full" else site.spec.logit_adjustment
         return evaluate(
             site.model,
             table,
@@ -170,8 +169,16 @@ class FineTuneClient(NumPyClient):
             precision=site.spec.precision,
             device=site.spec.device,
             threads=site.spec.threads,
-            prior=log_prior(own, site.model.num_labels, strength),
+            prior=self._prior(),
         )
+
+    def _prior(self) -> NDArray[np.float32] | None:
+        """Return what scores add to logits: nothing on the whole set, or without adjustment."""
+        site = self.site
+        if self.job.rows == "full" or not site.spec.logit_adjustment:
+            return None
+        own = site.train_table.labels[self.rows_trained]
+        return log_prior(own, site.model.num_labels, site.spec.logit_adjustment)
 
     def _train(
         self, number: int, stage: Stage, config: Mapping[str, Scalar], goal: Goal | None = None

@@ -214,6 +214,8 @@ class Job:
             training rows ``"held"`` back.
         pool: Partitions whose training rows are used together; empty means the client's own.
         choices: Whole models the client scores, or chooses from, in place of ``parts``.
+        pooled: Rows of each class whose mix the model's own logits are to fit, where the client
+            adjusts logits; empty: even classes.
     """
 
     partition: int
@@ -234,6 +236,7 @@ class Job:
     rows: Literal["own", "full", "held"] = "own"
     pool: tuple[int, ...] = ()
     choices: tuple[ModelParts, ...] = ()
+    pooled: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,7 @@ def pack_job(job: Job, config: str) -> RecordDict:
         "rows": job.rows,
         "pool": list(job.pool),
         "choices": len(job.choices),
+        "pooled": list(job.pooled),
     }
     content[_JOB] = ConfigRecord({"job": json.dumps(facts), "config": config})
     return content
@@ -163,6 +164,7 @@ def read_job(content: RecordDict) -> tuple[Job, str]:
             rows=facts["rows"],
             pool=tuple(facts["pool"]),
             choices=tuple(_read_parts(content, _choice(n)) for n in range(facts["choices"])),
+            pooled=tuple(int(rows) for rows in facts["pooled"]),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise WireError(f"a job this version doesn't understand: {error!r}") from error

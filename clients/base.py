@@ -169,16 +169,16 @@ class FineTuneClient(NumPyClient):
             precision=site.spec.precision,
             device=site.spec.device,
             threads=site.spec.threads,
-            prior=self._prior(),
+            prior=None if self.job.rows == "full" else self._prior(),
         )
 
     def _prior(self) -> NDArray[np.float32] | None:
-        """Return what scores add to logits: nothing on the whole set, or without adjustment."""
-        site = self.site
-        if self.job.rows == "full" or not site.spec.logit_adjustment:
+        """Return what is added to the logits of the client's own rows; None: no adjustment."""
+        site, strength = self.site, self.site.spec.logit_adjustment
+        if not strength:
             return None
         own = site.train_table.labels[self.rows_trained]
-        return log_prior(own, site.model.num_labels, site.spec.logit_adjustment)
+        return log_prior(own, site.model.num_labels, strength, self.job.pooled)
 
     def _train(
         self, number: int, stage: Stage, config: Mapping[str, Scalar], goal: Goal | None = None
@@ -195,7 +195,7 @@ class FineTuneClient(NumPyClient):
             replace(site.spec, epochs=epochs),
             rng_for(site.seed, f"batches{role}", job.round, job.partition),
             seed_for(site.seed, f"dropout{role}", job.round, job.partition),
-            goal or self._goal(stage, config),
+            replace(goal or self._goal(stage, config), prior=self._prior()),
             max_steps=None if steps is None else int(steps),
         )
 

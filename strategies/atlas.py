@@ -131,6 +131,7 @@ class Stepping(Walking):
                 choices=tuple(self.model_for(each, partition).parts for each in after),
                 rows="held",
                 options=self.job_options(state),
+                pooled=self.pooled_rows(state, partition),
                 returns=frozenset(),
             )
             for partition in trained

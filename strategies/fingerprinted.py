@@ -10,7 +10,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from atlas_flwr.errors import ConfigError
+from atlas_flwr.fingerprint.prints import class_rows
 from atlas_flwr.fingerprint.privacy import epsilon
+from atlas_flwr.fingerprint.sketch import layout
 from atlas_flwr.results.record import Measured
 from atlas_flwr.types import FACTORS, Job, Scalar, Tensors, Update
 from strategies import found
@@ -44,6 +47,9 @@ class FingerprintOptions(AskingOptions):
     noise: Amount = 0.0
     """σ of the Gaussian mechanism on the fingerprint, in units of what one row's text can change
     (``clusters.json`` says what ε that is for one row's text); 0 is none."""
+    label_mix: Literal["even", "cluster"] = "even"
+    """What a model's own logits fit under ``train.logit-adjustment``: ``even`` classes, or those of
+    the ``cluster``'s rows together, which fingerprints tell and its clients are told."""
 
     @model_validator(mode="after")
     def _noise_needs_clip(self) -> Self:
@@ -53,6 +59,11 @@ class FingerprintOptions(AskingOptions):
             raise ValueError(
                 f"clip: {self.clip:g} is not for fingerprint = '{self.fingerprint}'; remove it, or "
                 "set strategy.options.fingerprint = 'class_means'"
+            )
+        if self.label_mix == "cluster" and (self.noise or self.fingerprint != "class_means"):
+            raise ValueError(
+                "label-mix: 'cluster' needs the rows of each class, which fingerprint = "
+                "'class_means' tells without noise; set those, or label-mix = 'even'"
             )
         return self
 
@@ -120,7 +131,18 @@ class Asking(Clustered):
         """
         return state
 
+    def pooled_rows(self, state: State, partition: int) -> tuple[int, ...]:
+        """Return the rows of each class that the client's logits are to fit; none: even classes."""
+        return ()
+
     # -------------------------------------------------------------- the exchanges
+
+    def job(
+        self, state: State, partition: int, action: str, rows: Literal["own", "full"] = "own"
+    ) -> Job:
+        """Return the job that hands a client its model, and what label mix that is of."""
+        job = super().job(state, partition, action, rows)
+        return replace(job, pooled=self.pooled_rows(state, partition))
 
     def exchange(self, state: State) -> int:
         """Return how many exchanges of the round are done, that of fingerprints apart."""
@@ -170,6 +192,32 @@ class FingerprintClustered(Asking):
 
     options_type: ClassVar[type[Options]] = FingerprintOptions
     options: FingerprintOptions
+
+    def check(self) -> None:
+        """Refuse a cluster's label mix that nobody adds, or that fingerprints don't tell whole."""
+        super().check()
+        if self.options.label_mix == "even":
+            return
+        if not self.setting.adjusts:
+            raise ConfigError(
+                "strategy.options.label-mix: 'cluster' changes nothing without adjusted logits; "
+                "set train.logit-adjustment = 1, or label-mix = 'even'"
+            )
+        most = max(self.setting.num_labels.values())
+        if (held := layout(self.setting.features or 1, most)[0]) < most:
+            raise ConfigError(
+                f"strategy.options.label-mix: 'cluster', but a fingerprint holds {held} of {most} "
+                "classes; set 'even'"
+            )
+
+    def pooled_rows(self, state: State, partition: int) -> tuple[int, ...]:
+        """Return the rows of each class in the client's cluster, by its fingerprints."""
+        if self.options.label_mix == "even" or partition not in state.clusters:
+            return ()
+        own = state.clusters[partition]
+        return class_rows(
+            [state.prints[p] for p in sorted(state.prints) if state.clusters[p] == own]
+        )
 
     def find(self, prints: Mapping[int, Tensors]) -> tuple[dict[int, int], Mapping[str, Any]]:
         """Return the cluster of each partition, and how the clusters were found."""

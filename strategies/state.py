@@ -37,6 +37,7 @@ class Setting:
         features: Width of the model's hidden states, where it is known; 0: it is not.
         fraction: Share of the clients drawn for training each round.
         rounds: Rounds to go.
+        adjusts: Whether clients adjust logits to their label mixes.
     """
 
     tasks: tuple[str, ...]
@@ -52,6 +53,7 @@ class Setting:
     features: int = 0
     fraction: float = 1.0
     rounds: int = 1
+    adjusts: bool = False
 
     @property
     def clients(self) -> int:

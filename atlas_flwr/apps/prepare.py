@@ -125,6 +125,7 @@ def prepare(config: Config, facts: DataFacts | None = None) -> Prepared:
         grants=grants(config, facts),
         fraction=config.run.fraction,
         rounds=config.run.rounds,
+        adjusts=config.train.logit_adjustment > 0,
         rows=rows if facts.dealt else (),
         features=int(model.config.hidden_size),
     )

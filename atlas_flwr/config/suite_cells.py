@@ -24,6 +24,7 @@ from atlas_flwr.config.suite import (
 from atlas_flwr.errors import ConfigError, did_you_mean
 
 Choices = Mapping[Pair, Mapping[str, Any]]
+Known = Mapping[Pair, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Suite:
         items: ``a.b=value`` overrides of every run, tuning included.
         tuned: False leaves ``[tune]`` out.
         within: The settings to run; empty for all.
+        known: What another call's ``tuned.json`` says of pairs; those are not tuned again.
     """
 
     file: SuiteFile
@@ -76,6 +78,7 @@ class Suite:
     items: tuple[str, ...] = ()
     tuned: bool = True
     within: tuple[str, ...] = ()
+    known: Known = field(default_factory=dict)
 
     @property
     def base(self) -> Path:
@@ -110,13 +113,13 @@ class Suite:
             source = tuned_as(setting, entry)
             if pair not in (None, source):
                 continue
-            chosen = (choices or {}).get(source, {})
+            chosen = (choices or {}).get(source) or self.known.get(source, {}).get("chosen", {})
             folder = Path(setting.name, entry.label)
             found += [self._cell(setting, entry, folder, seed, {}, chosen) for seed in self.seeds]
         return found
 
     def tuning(self) -> list[Cell]:
-        """Return the runs that choose the tuned keys, a group for each pair that has some.
+        """Return the runs that choose the tuned keys, a group for each pair that needs some.
 
         Raises:
             ConfigError: A run's config is wrong.
@@ -125,7 +128,7 @@ class Suite:
         if tune is None or not self.tuned:
             return []
         found = []
-        sources = {tuned_as(*pair) for pair in self.asked()}
+        sources = {tuned_as(*pair) for pair in self.asked()} - self.known.keys()
         for setting, entry in self.pairs():
             if (setting.name, entry.label) not in sources:
                 continue

@@ -58,6 +58,15 @@ class Prints:
         self.freedom[one] = free.sum()
 
 
+def class_rows(prints: Sequence[Tensors]) -> tuple[int, ...]:
+    """Return how many rows of each measured class some fingerprints are of, all together.
+
+    Raises:
+        AggregationError: There is none, or they are broken.
+    """
+    return tuple(int(rows) for rows in read(prints).rows.sum(axis=(0, 1)).round())
+
+
 def read(prints: Sequence[Tensors]) -> Prints:
     """Return the fingerprints of one label space.
 

@@ -20,7 +20,6 @@ from atlas_flwr.models.backbone import LoadedModel
 from atlas_flwr.training import precision as prec
 from atlas_flwr.training.batches import TokenTable, bucketed
 from atlas_flwr.training.memory import MEND, give_back
-from atlas_flwr.training.prior import log_prior
 
 # A client takes some twenty steps a round: the usual 2**16 would waste the first ones.
 FP16_FIRST_SCALE = 2.0**12
@@ -40,7 +39,7 @@ class TrainSpec:
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         threads: Torch threads on the CPU.
         micro_batch: Rows of one forward pass; gradients accumulate over the batch. None: all.
-        logit_adjustment: τ of ``prior.log_prior``, whose classes are those of the rows trained on.
+        logit_adjustment: τ of ``prior.log_prior``, by which clients make ``Goal.prior``.
     """
 
     epochs: int = 1
@@ -65,12 +64,14 @@ class Goal:
         prox_mu: Weight of ``(mu/2) ||theta - anchor||^2`` over ``parameters`` (FedProx, Ditto).
         anchors: The proximal term's centre, one tensor for each parameter; None: where they start.
         penalty: Returns a scalar added to each step's mean loss, or None for nothing.
+        prior: Added to the logits, shape ``(C,)`` (``prior.log_prior``); None: nothing.
     """
 
     parameters: Sequence[nn.Parameter] | None = None
     prox_mu: float = 0.0
     anchors: Sequence[torch.Tensor] | None = None
     penalty: Callable[[], torch.Tensor] | None = None
+    prior: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,7 @@ def train(
         prec.seeded(torch_seed, device),
         _training(loaded, moving),
     ):
-        prior = log_prior(table.labels[rows], loaded.num_labels, spec.logit_adjustment)
-        run = _Run(loaded, table, spec, device, replace(goal, parameters=moving), prior)
+        run = _Run(loaded, table, spec, device, replace(goal, parameters=moving))
         for batch in _schedule(table.lengths[rows], spec, rng, max_steps):
             run.step(rows[batch])
         return run.result(len(rows))
@@ -178,11 +178,10 @@ class _Run:
         spec: TrainSpec,
         device: torch.device,
         goal: Goal,
-        prior: NDArray[np.float32] | None,
     ) -> None:
         self._loaded, self._table, self._spec, self._device = loaded, table, spec, device
         self._precision = prec.choose_precision(spec.precision, device)
-        self._prior = None if prior is None else torch.from_numpy(prior).to(device)
+        self._prior = None if goal.prior is None else torch.from_numpy(goal.prior).to(device)
         self._parameters = list(goal.parameters or ())
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True

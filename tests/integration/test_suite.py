@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from atlas_flwr.apps.shipped import shipped_suites
 from atlas_flwr.config.suite_cells import load_suite
+from atlas_flwr.config.suite_choices import with_choices
 from clients.base import FineTuneClient
 from fakes import task_rows, tiny_task, write_experiment, write_rows
 from runs import Said, assert_refused
@@ -211,6 +212,12 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
         ("--set", "train.learning-rate=0.1"),
         ("--set", "train.learning-rate", "--no-tune"),
     ),
+    "choices where nothing is tuned": ({}, ("--choices", "t.json"), ("--choices", "is tuned")),
+    "choices that are not there": (
+        {"tune": {"keys": {"train.learning-rate": RATES}}},
+        ("--choices", "t.json"),
+        ("--choices", "t.json", "No such file"),
+    ),
     "an unknown label": ({}, ("--only", "fedavgg"), ("--only", "did you mean 'fedavg'")),
     "a setting that is not there": ({}, ("--setting", "tow"), ("--setting", "did you mean 'two'")),
     "a label that is not run in the setting": (
@@ -401,3 +408,61 @@ def test_when_a_run_stops_for_a_while_is_no_part_of_it(
     before = stamps(out)
     assert suite(**{"set": {"run.stop-after": "2h"}}).code == 0
     assert stamps(out) == before
+
+
+# ------------------------------------------------------------------ values chosen elsewhere
+
+
+def chosen(label: str, rate: object, **more: Any) -> dict[str, Any]:
+    """What a ``tuned.json`` says of a pair."""
+    return {f"two/{label}": {"chosen": {"train.learning-rate": rate}, "scores": [], **more}}
+
+
+def test_what_another_suite_has_chosen_is_not_tuned_again(
+    suite: Callable[..., Said], out: Path, tmp_path: Path
+) -> None:
+    """A published choice is taken; what has none is tuned, and both stand in ``tuned.json``."""
+    keys = tuned(RATES)
+    told = {"score": "s", "pairs": chosen("fedavg", RATES[0], seed=9)}
+    (tmp_path / "told.json").write_text(json.dumps(told))
+    said = suite("--choices", tmp_path / "told.json", **keys)
+    assert said.code == 0, said
+    assert not (out / "tune" / "two" / "fedavg").exists()
+    assert len(stamps(out / "tune" / "two" / "alone")) == len(RATES)
+    pairs = json.loads((out / "tuned.json").read_text())["pairs"]
+    assert list(pairs) == ["two/fedavg", "two/alone"]
+    assert pairs["two/fedavg"] == told["pairs"]["two/fedavg"]
+    assert rows_of(out)[0]["learning_rate"] == str(RATES[0])
+    before = stamps(out)
+    assert suite("--choices", out / "tuned.json", **keys).code == 0
+    assert stamps(out) == before
+    other = chosen("fedavg", RATES[1]) | chosen("alone", RATES[0])
+    (tmp_path / "told.json").write_text(json.dumps({"pairs": other}))
+    assert_refused(suite("--choices", tmp_path / "told.json", **keys), "learning-rate", "--out")
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ({"pairs": chosen("fedavg", 5.0)}, "two/fedavg"),
+        ({"pairs": {"two/fedavg": {"chosen": {"lora.rank": 2}, "scores": []}}}, "not in the grid"),
+        ({"pairs": chosen("other", RATES[0])}, "no choice for this suite"),
+        ({"pairs": {"two/fedavg": {"chosen": None, "scores": []}}}, "no choice for this suite"),
+        ({"pairs": {"two/fedavg": 3}}, "no tuned.json"),
+        ([], "no tuned.json"),
+    ],
+)
+def test_choices_that_are_not_this_suite_s_are_refused(
+    suite: Callable[..., Said], out: Path, tmp_path: Path, told: Any, says: str
+) -> None:
+    (tmp_path / "told.json").write_text(json.dumps(told))
+    keys = tuned(RATES)
+    assert_refused(suite("--choices", tmp_path / "told.json", **keys), "told.json", says)
+    assert not out.exists()
+
+
+def test_the_published_choices_are_those_of_the_shipped_suite() -> None:
+    """``atlas suite suite_atlas --choices`` takes every pair of the committed file."""
+    path = Path("experiments/results/atlas_glue_tuned.choices.json")
+    known = with_choices(load_suite(shipped_suites()["suite_atlas"]), path).known
+    assert {"/".join(pair) for pair in known} == json.loads(path.read_text())["pairs"].keys()

@@ -66,6 +66,7 @@ def test_a_job_survives_the_network() -> None:
         expects={"classifier.bias": (2,)},
         shrinks=True,
         choices=(parts(), parts(4, 3)),
+        pooled=(7, 0, 30),
     )
     back, config = wire.read_job(over_the_network(wire.pack_job(job, '{"a": 1}')))
     assert config == '{"a": 1}'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -85,6 +86,9 @@ def suite(  # noqa: PLR0913, PLR0917 - options
         list[str] | None, typer.Option(help="Run this label only; may be repeated")
     ] = None,
     tune: Annotated[bool, typer.Option(help="Choose the keys of \\[tune] first")] = True,
+    choices: Annotated[
+        Path | None, typer.Option(help="A tuned.json: what it has chosen is not tuned again")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Say what would run")] = False,
     out: Annotated[Path | None, typer.Option(help="Suite folder \\[default: runs/<name>]")] = None,
     engine: Annotated[str | None, typer.Option(help=ENGINE)] = None,
@@ -97,7 +101,8 @@ def suite(  # noqa: PLR0913, PLR0917 - options
     from atlas_flwr.apps.suites.file import load, suite_folder  # noqa: PLC0415
 
     items = [*(overrides or []), *([f"engine.kind={engine}"] if engine else [])]
-    chosen = load(file, seeds=seeds, only=only or [], within=setting or [], items=items, tuned=tune)
+    parts: dict[str, Sequence[str]] = {"only": only or [], "within": setting or []}
+    chosen = load(file, seeds=seeds, items=items, tuned=tune, choices=choices, **parts)
     from atlas_flwr.apps.suites.check import describe_suite  # noqa: PLC0415
     from atlas_flwr.apps.suites.run import run_suite  # noqa: PLC0415 - torch loads for seconds
 

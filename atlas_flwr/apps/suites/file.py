@@ -7,6 +7,7 @@ from pathlib import Path
 
 from atlas_flwr.apps.shipped import named_file, shipped_experiments, shipped_suites
 from atlas_flwr.config.suite_cells import Suite, load_suite
+from atlas_flwr.config.suite_choices import with_choices
 from atlas_flwr.errors import ConfigError, did_you_mean
 
 MAX_SEED = 2**32
@@ -36,6 +37,7 @@ def load(
     within: Sequence[str] = (),
     items: Sequence[str] = (),
     tuned: bool = True,
+    choices: Path | None = None,
 ) -> Suite:
     """Return the checked suite behind a command's arguments.
 
@@ -46,12 +48,13 @@ def load(
         within: Settings to run.
         items: ``a.b=value`` overrides.
         tuned: False leaves ``[tune]`` out.
+        choices: A ``tuned.json`` whose pairs are not tuned again.
 
     Raises:
         ConfigError: The file or an argument is wrong.
     """
     path = suite_file(given)
-    return load_suite(
+    suite = load_suite(
         path,
         seeds=read_seeds(seeds) if seeds is not None else (),
         only=only,
@@ -59,6 +62,7 @@ def load(
         items=items,
         tuned=tuned,
     )
+    return suite if choices is None else with_choices(suite, choices)
 
 
 def suite_folder(suite: Suite, out: Path | None) -> Path:

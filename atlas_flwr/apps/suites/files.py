@@ -68,6 +68,7 @@ class SuiteFiles:
             }
         except (AttributeError, LookupError, TypeError) as error:
             raise ResultError(f"{out / 'tuned.json'}: is not a suite's; move it away") from error
+        self._pairs |= {"/".join(pair): dict(told) for pair, told in suite.known.items()}
 
     def write_provenance(self) -> None:
         """Write ``provenance.json``: the suite, its base and this call; earlier calls are kept."""
@@ -116,13 +117,18 @@ class SuiteFiles:
         facts = {"seed": run.seed, "rounds": run.rounds, "holdout": data.holdout}
         name = f"{cell.setting}/{cell.label}"
         self._pairs[name] = {"chosen": chosen, **facts, "scores": list(scores)}
-        order = [f"{setting.name}/{entry.label}" for setting, entry in self.suite.pairs()]
-        known = {key: self._pairs[key] for key in order if key in self._pairs}
-        told = {"score": SCORE, "pairs": {**known, **self._pairs}}
-        atomic_write(self.out / "tuned.json", to_json(told, indent=2) + "\n")
+        self.save_choices()
         if chosen is not None:
             self.choices[cell.setting, cell.label] = chosen
         return chosen is not None
+
+    def save_choices(self) -> None:
+        """Write ``tuned.json``, in the suite's order; without any pair there is none."""
+        order = [f"{setting.name}/{entry.label}" for setting, entry in self.suite.pairs()]
+        known = {key: self._pairs[key] for key in order if key in self._pairs}
+        told = {"score": SCORE, "pairs": {**known, **self._pairs}}
+        if self._pairs:
+            atomic_write(self.out / "tuned.json", to_json(told, indent=2) + "\n")
 
 
 def choose(scores: Sequence[Score]) -> Values | None:

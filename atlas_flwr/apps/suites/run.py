@@ -54,6 +54,7 @@ def run_suite(suite: Suite, out: Path, console: Console, jobs: int = 1) -> None:
         files = SuiteFiles(suite, out)
         files.write_provenance()
         files.save_rows()
+        files.save_choices()
         view = SuiteView(console, cells, jobs)
         crew: Crew = InProcess(out, view.event) if jobs == 1 else Children(out, view.event, jobs)
         runner = _Runner(files, view, crew)

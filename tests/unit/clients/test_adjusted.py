@@ -48,3 +48,16 @@ def test_what_is_trained_differs(places: list[Home]) -> None:
     job = Job(0, "train", 1, places[0].random(1))
     one, other = (place.fit(job).parts for place in places)
     assert not same_bits(one, other)
+
+
+def test_who_has_its_cluster_s_mix_adjusts_nothing(places: list[Home]) -> None:
+    """To the bit, in training and in scoring; under another mix it does adjust."""
+    plain, adjusted = places
+    parts = plain.random(1)
+    labels = plain.site.train_table.labels[plain.site.train_rows]
+    own = tuple(int(n) for n in np.bincount(labels, minlength=2))
+    for pooled, same in ((own, True), ((9, 9), False)):
+        job = Job(0, "train", 1, parts, pooled=pooled)
+        assert same_bits(plain.fit(job).parts, adjusted.fit(job).parts) is same
+        job = replace(job, action="evaluate")
+        assert (plain.evaluate(job) == adjusted.evaluate(job)) is same

@@ -32,7 +32,9 @@ def of(features: Array, classes: int = 1, p: int = 3, labels: Array | None = Non
 @pytest.mark.parametrize(("p", "q"), [(1, 1), (3, 3), (2, 5), (5, 2), (12, 12)])
 def test_angles_are_scipys(p: int, q: int) -> None:
     one, other = columns(1, p), columns(2, q)
-    np.testing.assert_allclose(angles(one, other), subspace_angles(one, other)[::-1], atol=1e-12)
+    # Where planes share directions SciPy's zeros are good to √eps on some processors.
+    atol = 1e-12 if p + q <= D else 1e-7
+    np.testing.assert_allclose(angles(one, other), subspace_angles(one, other)[::-1], atol=atol)
 
 
 def test_angles_are_exact_near_zero_and_near_ninety() -> None:
@@ -107,7 +109,7 @@ def test_the_sum_and_the_smallest_angle() -> None:
         assert total[i, j] == pytest.approx(each.sum() if i != j else 0, abs=1e-9)
         assert least[i, j] == pytest.approx(each.min() if i != j else 0, abs=1e-9)
     np.testing.assert_array_equal(total, total.T)
-    np.testing.assert_array_equal(apart_from(prints[0], prints[1:]), total[0, 1:])
+    np.testing.assert_allclose(apart_from(prints[0], prints[1:]), total[0, 1:], rtol=1e-12)
 
 
 @pytest.mark.parametrize(("d", "classes", "p"), [(384, 1, 3), (768, 2, 3), (1024, 1, 5)])

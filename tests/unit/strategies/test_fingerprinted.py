@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 
 from atlas_flwr.engine.codec import encode
+from atlas_flwr.errors import ConfigError
 from atlas_flwr.fingerprint.privacy import epsilon
 from federations import ALL, EQUAL, MIXED, TASKS, of_rank, widest
-from players import Player, crew, play
+from players import PRINTED, Player, crew, play
 from strategies.base import Method, State
-from strategies.fingerprinted import Asking
+from strategies.fingerprinted import Asking, FingerprintClustered
 from strategies.found import METHODS
 from strategies.registry import STRATEGIES, build
 
@@ -156,3 +157,65 @@ def test_the_server_never_reads_the_tasks(name: str) -> None:
         tensors.append({n: t.tobytes() for n, t in encode(state)[1].items()})
         assert set(state.clusters.values()) != {0} or name in ("mira", "atlas_one_cluster")
     assert tensors[0] == tensors[1]
+
+
+# ------------------------------------------------------------------ label mixes of clusters
+
+POOLING = [name for name in ASKING if issubclass(STRATEGIES[name], FingerprintClustered)]
+
+
+def adjusting(name: str, **options: object) -> Method:
+    """The method of clients that adjust logits."""
+    own = widest(name).setting
+    return build(name, options, replace(own, adjusts=True))
+
+
+@pytest.mark.parametrize("name", POOLING)
+def test_clients_are_told_the_label_mix_of_their_cluster(name: str) -> None:
+    """In every job that trains or scores; the sums are those of the rows dealt, by class."""
+    method = adjusting(name, label_mix="cluster")
+    players = crew(method)
+    state, _ = played(method, [ALL], players)
+    for partition in ALL:
+        size = sum(c == state.clusters[partition] for c in state.clusters.values())
+        even = (size * PRINTED // 2,) * 2
+        assert method.train_job(state, partition).pooled == even
+        assert method.job(state, partition, "evaluate", "full").pooled == even
+    plain = adjusting(name)
+    assert plain.train_job(state, 0).pooled == ()
+
+
+def test_models_are_scored_for_a_step_with_the_same_mix() -> None:
+    method = adjusting("atlas", label_mix="cluster", eta="auto")
+    state, _ = played(method, [ALL], crew(method))
+    jobs = method.plan(replace(state, round=1, phase=state.phase - 1), ALL)
+    assert jobs
+    assert {job.action for job in jobs} == {"train.score"}
+    assert {job.pooled for job in jobs} == {(3 * PRINTED // 2,) * 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"noise": 1.0, "clip": 1.0, "ranks": "uniform"}, "without noise"),
+        ({"fingerprint": "mean_gradient"}, "class_means"),
+    ],
+)
+def test_a_label_mix_that_fingerprints_do_not_tell_is_refused(
+    options: dict[str, object], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"label-mix.*{says}"):
+        adjusting("atlas", label_mix="cluster", **options)
+
+
+def test_a_label_mix_that_nobody_adds_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"label-mix.*train\.logit-adjustment = 1"):
+        widest("atlas", label_mix="cluster")
+
+
+def test_a_label_mix_of_more_classes_than_are_measured_is_refused() -> None:
+    own = widest("atlas").setting
+    many = replace(own, adjusts=True, features=384, num_labels={"a": 2, "b": 300})
+    many = replace(many, initial={**own.initial, **{(300, r): own.initial[2, r] for r in MIXED}})
+    with pytest.raises(ConfigError, match=r"label-mix.*of 300 classes"):
+        build("atlas", {"label-mix": "cluster"}, many)

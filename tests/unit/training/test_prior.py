@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from atlas_flwr.errors import AtlasError
 from atlas_flwr.models.adapter_io import initial_parts, read_parts, write_parts
 from atlas_flwr.models.backbone import LoadedModel, ModelSpec, load
 from atlas_flwr.training.evaluate import evaluate
-from atlas_flwr.training.local import TrainSpec, train
+from atlas_flwr.training.local import Goal, TrainSpec, train
 from atlas_flwr.training.prior import log_prior
 from atlas_flwr.types import Array, ModelParts
 from fakes import FakeTable
@@ -40,8 +41,8 @@ def fresh(spec: ModelSpec, shift: Array | None = None) -> LoadedModel:
 def trained(
     spec: ModelSpec, rows: Array, strength: float, shift: Array | None = None
 ) -> ModelParts:
-    loaded, how = fresh(spec, shift), replace(SPEC, logit_adjustment=strength)
-    train(loaded, TABLE, rows, how, np.random.default_rng(0), 7)
+    loaded, prior = fresh(spec, shift), log_prior(TABLE.labels[rows], 3, strength)
+    train(loaded, TABLE, rows, SPEC, np.random.default_rng(0), 7, Goal(prior=prior))
     return read_parts(loaded)
 
 
@@ -57,6 +58,18 @@ def test_it_is_the_log_of_each_class_share_with_half_a_row_more() -> None:
     np.testing.assert_allclose(found, 2 * np.log(np.array([2.5, 1.5, 0.5]) / 4.5), rtol=1e-6)
     assert found.dtype == np.float32
     assert log_prior(np.array([0, 0, 1]), 3, 0.0) is None
+
+
+def test_a_pooled_mix_is_taken_off_again() -> None:
+    labels = np.array([0, 0, 1])
+    own, other = log_prior(labels, 3, 2.0, (2, 1, 0)), log_prior(labels, 3, 2.0, (5, 0, 1))
+    np.testing.assert_array_equal(own, 0)  # to the bit: who is like its cluster adds nothing
+    shares = np.array([2.5, 1.5, 0.5]) / 4.5, np.array([5.5, 0.5, 1.5]) / 7.5
+    np.testing.assert_allclose(other, 2 * np.log(shares[0] / shares[1]), rtol=1e-6)
+    even, plain = log_prior(labels, 3, 1.0, (7, 7, 7)), log_prior(labels, 3, 1.0)
+    np.testing.assert_allclose(even - plain, np.log(3), rtol=1e-6)  # the same to a softmax
+    with pytest.raises(AtlasError, match="mix of 2 classes, the task has 3"):
+        log_prior(labels, 3, 1.0, (1, 1))
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])

@@ -1,0 +1,82 @@
+"""The tables of docs/atlas.md, from the committed rows: ``python -m experiments.tables``."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+Row = dict[str, str]
+
+ROWS = Path(__file__).parent / "results" / "atlas_glue_tuned.csv"
+NAMES = {
+    "local_only": "`local_only`, the floor",
+    "local_only_adjusted": "`local_only`, adjusted",
+    "fedit": "`fedit`, heads per task",
+    "fedit_adjusted": "`fedit`, adjusted",
+    "cluster_fedavg": "`cluster_fedavg`",
+    "cluster_fedavg_adjusted": "`cluster_fedavg`, adjusted",
+    "atlas": "`atlas`, η = 0.5",
+    "atlas_own_heads": "`atlas`, η = 1, `head-eta` = 0",
+    "atlas_adjusted": "`atlas`, adjusted",
+    "atlas_adjusted_to_cluster": "`atlas`, adjusted to the cluster",
+    "atlas_cluster_mean": "`atlas_cluster_mean`, η = 1",
+    "atlas_cluster_mean_adjusted": "`atlas_cluster_mean`, adjusted",
+    "atlas_cluster_mean_adjusted_to_cluster": "`atlas_cluster_mean`, adjusted to the cluster",
+    "centralised": "`centralised`, one model a task, the ceiling",
+}
+COLUMNS = {
+    "accuracy": "accuracy",
+    "worst_client_accuracy": "worst client",
+    "own_accuracy": "own slices",
+    "worst_own_accuracy": "worst own slice",
+    "own_loss": "loss on own slices",
+}
+TASKS = ("cola", "mrpc", "qnli", "sst2")
+
+
+def table(setting: str, seeds: Sequence[int], without: Sequence[int] = ()) -> str:
+    """Return a Markdown table of the labels that have all these seeds: means over them.
+
+    Args:
+        setting: The suite's setting.
+        seeds: Their seeds; in brackets the accuracy of each, where there are several.
+        without: Labels that have these seeds too are left out.
+    """
+    with ROWS.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["setting"] == setting]
+    heads = ["", "rate", *COLUMNS.values(), *(f"{task} (MCC)" for task in TASKS), "MB up"]
+    lines = [heads, ["---"] * len(heads)]
+    for label, name in NAMES.items():
+        own = {int(row["seed"]): row for row in rows if row["label"] == label}
+        if set(seeds) <= own.keys() and not (without and set(without) <= own.keys()):
+            lines.append([name, *_cells([own[seed] for seed in seeds])])
+    return "".join(f"| {' | '.join(line)} |\n".replace("|  |", "| |") for line in lines)
+
+
+def _cells(runs: Sequence[Row]) -> list[str]:
+    rate = f"{float(runs[0]['learning_rate']):.0e}".replace("e-0", "e-")
+    told = [f"{_mean(runs, key):.{2 if key == 'own_loss' else 3}f}" for key in COLUMNS]
+    if len(runs) > 1:
+        each = (f"{float(run['accuracy']):.3f}" for run in runs)
+        told[0] += f" ({', '.join(each)})"
+    tasks = [f"{_mean(runs, f'accuracy_{t}'):.3f} ({_mean(runs, f'mcc_{t}'):.2f})" for t in TASKS]
+    return [rate, *told, *tasks, f"{_mean(runs, 'bytes_up') / 1e6:.1f}"]
+
+
+def _mean(runs: Sequence[Row], key: str) -> float:
+    return fmean(float(run[key]) for run in runs)
+
+
+def tables() -> list[str]:
+    """Return the tables in the page's order."""
+    return [
+        table("iid", (42, 43)),
+        table("dirichlet", (42, 43, 44)),
+        table("dirichlet", (42,), without=(42, 43, 44)),
+    ]
+
+
+if __name__ == "__main__":
+    print("\n".join(tables()))

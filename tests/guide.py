@@ -81,6 +81,7 @@ def atlas_set(model: str, tasks: Sequence[Mapping[str, Any]], *more: str) -> str
         "data.samples-per-client=24",
         "engine.kind=inline",
         "engine.device=cpu",
+        "train.precision=fp32",  # whatever the processor is made for
         *more,
     )
     return ";".join(items)

@@ -33,7 +33,8 @@ def tree(folder_of: Callable[[str], str], sections: dict[str, dict[str, Any]]) -
         "model": {"name": folder_of("distilbert"), "max-length": 16},
         "data": {"tasks": ["two"], "samples-per-client": 24},
         "task": list(sections.values()),
-        "train": {"batch-size": 8, "learning-rate": 0.01},
+        # Pinned: under "auto" a processor with bf16 instructions rounds, and oracles are in fp32.
+        "train": {"batch-size": 8, "learning-rate": 0.01, "precision": "fp32"},
         "lora": {"rank": 2},
         "strategy": {"name": "fedavg"},
         "engine": {"kind": "inline", "device": "cpu"},

@@ -107,7 +107,8 @@ def test_a_run_of_a_gpu_is_looked_at_on_a_cpu(home: Path) -> None:
     rows.to_parquet(path)
     try:
         assert not evidence(folder)["ok"].all()
-        config.write_text(config.read_text().replace('device = "cpu"', 'device = "auto"'))
+        there = config.read_text().replace('device = "cpu"', 'device = "auto"')
+        config.write_text(there.replace('precision = "fp32"', 'precision = "auto"'))
         machine = json.loads(told.read_text())
         machine["machine"]["gpus"] = ["Tesla T4"]
         told.write_text(json.dumps(machine))

@@ -56,7 +56,7 @@ def runner(folder_of: Callable[[str], str], tmp_path_factory: pytest.TempPathFac
         "model": {"name": folder_of("distilbert"), "max-length": 16},
         "data": {"tasks": ["rows"], "samples-per-client": 32},
         "task": [tiny_task(home / "rows")],
-        "train": {"learning-rate": 0.01, "batch-size": 8},
+        "train": {"learning-rate": 0.01, "batch-size": 8, "precision": "fp32"},
         "engine": {"kind": "inline", "device": "cpu"},
     }
     made: dict[str, Run] = {}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-Row = dict[str, str]
+from atlas_flwr.results.suites.rows import SuiteRun, read_suites
 
 ROWS = Path(__file__).parent / "results" / "atlas_glue_tuned.csv"
 NAMES = {
@@ -44,29 +43,28 @@ def table(setting: str, seeds: Sequence[int], without: Sequence[int] = ()) -> st
         seeds: Their seeds; in brackets the accuracy of each, where there are several.
         without: Labels that have these seeds too are left out.
     """
-    with ROWS.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["setting"] == setting]
+    runs = [run for run in read_suites([ROWS]) if run.setting == setting]
     heads = ["", "rate", *COLUMNS.values(), *(f"{task} (MCC)" for task in TASKS), "MB up"]
     lines = [heads, ["---"] * len(heads)]
     for label, name in NAMES.items():
-        own = {int(row["seed"]): row for row in rows if row["label"] == label}
+        own = {run.seed: run for run in runs if run.label == label}
         if set(seeds) <= own.keys() and not (without and set(without) <= own.keys()):
             lines.append([name, *_cells([own[seed] for seed in seeds])])
     return "".join(f"| {' | '.join(line)} |\n".replace("|  |", "| |") for line in lines)
 
 
-def _cells(runs: Sequence[Row]) -> list[str]:
-    rate = f"{float(runs[0]['learning_rate']):.0e}".replace("e-0", "e-")
+def _cells(runs: Sequence[SuiteRun]) -> list[str]:
+    rate = f"{_mean(runs, 'learning_rate'):.0e}".replace("e-0", "e-")
     told = [f"{_mean(runs, key):.{2 if key == 'own_loss' else 3}f}" for key in COLUMNS]
     if len(runs) > 1:
-        each = (f"{float(run['accuracy']):.3f}" for run in runs)
+        each = (f"{_mean([run], 'accuracy'):.3f}" for run in runs)
         told[0] += f" ({', '.join(each)})"
     tasks = [f"{_mean(runs, f'accuracy_{t}'):.3f} ({_mean(runs, f'mcc_{t}'):.2f})" for t in TASKS]
     return [rate, *told, *tasks, f"{_mean(runs, 'bytes_up') / 1e6:.1f}"]
 
 
-def _mean(runs: Sequence[Row], key: str) -> float:
-    return fmean(float(run[key]) for run in runs)
+def _mean(runs: Sequence[SuiteRun], key: str) -> float:
+    return fmean(float(run.values[key]) for run in runs)
 
 
 def tables() -> list[str]:

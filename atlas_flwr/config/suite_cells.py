@@ -24,7 +24,6 @@ from atlas_flwr.config.suite import (
 from atlas_flwr.errors import ConfigError, did_you_mean
 
 Choices = Mapping[Pair, Mapping[str, Any]]
-Known = Mapping[Pair, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Suite:
     items: tuple[str, ...] = ()
     tuned: bool = True
     within: tuple[str, ...] = ()
-    known: Known = field(default_factory=dict)
+    known: Choices = field(default_factory=dict)
 
     @property
     def base(self) -> Path:

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from atlas_flwr.errors import AggregationError, ConfigError
+from atlas_flwr.fingerprint.shrinkage import shrinkages
 from atlas_flwr.types import Job, ModelParts, Scalar, Tensors, Update
 from strategies.allocated import Allocated, PrintedRankOptions
 from strategies.base import Method, State
@@ -23,10 +24,11 @@ GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 class StepOptions(GraphOptions):
     """Options of the step's length."""
 
-    eta: Eta | Literal["auto"] = 0.5
+    eta: Eta | Literal["shrinkage", "auto"] = "shrinkage"
     """η: 0 leaves every client alone, 1 goes as far as the graph allows, which is the cluster's
-    weighted mean where it is complete. ``auto``: each cluster takes, round by round, the step whose
-    models lose least on rows that its clients hold back from training."""
+    weighted mean where it is complete. ``shrinkage``: each cluster's is the share of what its
+    clients' fingerprints differ by that is noise. ``auto``: each cluster takes, round by round, the
+    step whose models lose least on rows that its clients hold back from training."""
     head_eta: Eta | Literal["same"] = "same"
     """η of the heads: the adapters', or a number; 0 lets each client keep the head that fits its
     own label mix."""
@@ -38,6 +40,8 @@ class StepOptions(GraphOptions):
 class Stepping(Walking):
     """Personal adapters that take one step along the graph of their cluster, on products.
 
+    With ``eta = "shrinkage"`` clusters come with their steps (``fingerprint.shrinkage``).
+
     With ``eta = "auto"`` a round has one more exchange: every client of the cohort is sent the
     models it would have after each step of ``GRID`` and answers with their losses on rows it does
     not train on. Clients whose cluster has nobody in the cohort keep the step they took last.
@@ -46,9 +50,9 @@ class Stepping(Walking):
     options: StepOptions
 
     def eta_of(self, state: State, partition: int) -> float:
-        """Return the option, or what the client's cluster has chosen."""
+        """Return the option, or what the client's cluster has been given or has chosen."""
         eta = self.options.eta
-        return state.etas.get(partition, 0.0) if eta == "auto" else eta
+        return state.etas.get(partition, 0.0) if isinstance(eta, str) else eta
 
     def head_eta_of(self, state: State, partition: int) -> float:
         """Return the heads' own option, where there is one."""
@@ -63,6 +67,21 @@ class Stepping(Walking):
                 "strategy.options.hold-back: 0, but eta = 'auto' is chosen on rows that are held "
                 "back; set a share above 0, or eta to a number"
             )
+
+    def told(self, state: State, rows: Mapping[int, int]) -> State:
+        """Return the state with the steps that fingerprints ask for, in its record too."""
+        state = super().told(state, rows)
+        if self.options.eta != "shrinkage":
+            return state
+        known, spaces = sorted(state.prints), self.spaces()
+        found = shrinkages(
+            [state.prints[p] for p in known],
+            [state.clusters[p] for p in known],
+            [spaces[p] for p in known],
+        )
+        etas = {p: found[state.clusters[p]] for p in known}
+        by_cluster = {str(cluster): eta for cluster, eta in found.items()}
+        return replace(state, etas=etas, found={**state.found, "eta": by_cluster})
 
     @property
     def _held(self) -> Mapping[str, Scalar]:
@@ -168,6 +187,16 @@ class Atlas(Stepping, FingerprintClustered):
     options_type = AtlasOptions
     options: AtlasOptions
     summary = "clusters from fingerprints, ranks by budget, one graph step on products"
+
+    def check(self) -> None:
+        """Refuse a step measured by fingerprints that don't tell what one row's noise is."""
+        super().check()
+        kind = self.options.fingerprint
+        if self.options.eta == "shrinkage" and kind in ("mean_gradient", "rms_gradient"):
+            raise ConfigError(
+                f"strategy.options.eta: 'shrinkage' needs features of rows, and '{kind}' is one "
+                "gradient of all; set eta to a number, or fingerprint = 'class_means'"
+            )
 
 
 class UniformOptions(AtlasOptions):

@@ -14,11 +14,14 @@ from atlas_flwr.fingerprint.subspace import DIMENSIONS, Measure, width_for
 from atlas_flwr.types import Scalar, Tensors
 from strategies import found
 from strategies.atlas import StepOptions, Stepping
+from strategies.clustered import Eta
 
 
 class EmbeddingOptions(StepOptions):
     """Options of the subspaces."""
 
+    eta: Eta | Literal["auto"] = 1.0
+    """As in ``atlas``, but that subspaces tell no ``shrinkage``; 1 is the average (the paper)."""
     dimensions: Annotated[int, Field(ge=1, le=16, strict=True)] = DIMENSIONS
     """p: leading directions of a client's embeddings (the paper takes 2 to 5)."""
     rows: Literal["pooled", "class_wise"] = "pooled"

@@ -65,6 +65,7 @@ class Player:
         noise: Standard deviation of its movements.
         voice: Whose movements it makes; its own by default.
         moves: Parts that can move at all, whatever a stage says.
+        own: How far its rows' features are from its task's, in deviations, as root mean square.
         said: Dense products of its last update, as the server receives them; no deltas.
     """
 
@@ -74,6 +75,7 @@ class Player:
     noise: float = 0.1
     voice: int | None = None
     moves: frozenset[Part] = frozenset(PARTS)
+    own: float = 0.0
     said: Dense = field(default_factory=dict)
     _vault: dict[int, ModelParts] = field(default_factory=dict)
     _shelf: dict[int, Model] = field(default_factory=dict)
@@ -121,6 +123,7 @@ class Player:
         means = rng_for(0, f"planted/{task}").normal(size=(self.setting.num_labels[task], 12))
         rng = rng_for(0, "rows", 0, self.partition)
         features = 3 * means[labels] + rng.normal(size=(len(labels), 12))
+        features = features + self.own * rng_for(0, "own", 0, self.partition).normal(size=12)
         classes = self.setting.num_labels[task]
         if job.options["kind"] == "subspace":
             sets, p = classes if job.options["class-wise"] else 1, int(job.options["dimensions"])

@@ -28,6 +28,7 @@ from atlas_flwr.results.record import (
     final_scores,
     summary,
 )
+from atlas_flwr.results.steps import steps_line
 from atlas_flwr.results.store import RunWriter, prepare, read_extra, to_json
 from atlas_flwr.results.sweeps import flat
 from atlas_flwr.results.trackers import Trackers
@@ -181,7 +182,7 @@ class Recorder:
         found.pop("ranks", None)
         atomic_write(self.out / "clusters.json", to_json(found, indent=2) + "\n")
         self.tell("note", partition=None, text=f"clusters: {facts['k']}. {facts['why']}")
-        if said := privacy_line(found):
+        for said in filter(None, (steps_line(found), privacy_line(found))):
             self.tell("note", partition=None, text=said)
         if ranks is not None:
             atomic_write(self.out / "ranks.json", to_json(ranks, indent=2) + "\n")

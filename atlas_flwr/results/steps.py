@@ -82,6 +82,17 @@ def etas(rounds: Sequence[Record]) -> LineFigure | None:
     return LineFigure("eta", "η by round", caption, "η", series)
 
 
+def steps_line(clusters: Mapping[str, Any]) -> str:
+    """Return the steps that came with the clusters in one line; empty where none did.
+
+    >>> steps_line({"eta": {"0": 1.0, "1": 0.857}})
+    'η of cluster 0: 1.00; cluster 1: 0.86'
+    """
+    told = clusters.get("eta", {})
+    said = "; ".join(f"cluster {cluster}: {eta:.2f}" for cluster, eta in told.items())
+    return f"η of {said}" if said else ""
+
+
 def spread_figures(run: RunResult) -> list[LineFigure]:
     """Return how far clients lie apart by round, over all of them and for each task.
 

@@ -26,7 +26,7 @@ OPTIONS = (
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_the_tasks_are_found_and_the_models_are_the_oracles(options: dict[str, object]) -> None:
-    method, oracle = widest(NAME, **options), widest("oracle_cluster")
+    method, oracle = widest(NAME, **options), widest("oracle_cluster", eta=1.0)
     state = play(method, [ALL, [0, 2, 4]], crew(method))
     assert state.clusters == TWO
     known = play(oracle, [ALL, [0, 2, 4]], crew(oracle))
@@ -34,6 +34,11 @@ def test_the_tasks_are_found_and_the_models_are_the_oracles(options: dict[str, o
         mine, theirs = (believed(m, s, partition) for m, s in ((method, state), (oracle, known)))
         for module, product in theirs.items():
             np.testing.assert_array_equal(mine[module], product)
+
+
+def test_subspaces_tell_no_shrinkage() -> None:
+    with pytest.raises(ConfigError, match=r"strategy\.options\.eta"):
+        widest(NAME, eta="shrinkage")
 
 
 def test_the_job_asks_for_a_subspace_and_nothing_else() -> None:
@@ -77,7 +82,7 @@ def test_label_spaces_are_never_joined() -> None:
 
 
 def test_a_threshold_of_one_cluster_is_the_control_of_one_cluster() -> None:
-    method, control = widest(NAME, threshold=1000.0), widest("atlas_one_cluster")
+    method, control = widest(NAME, threshold=1000.0), widest("atlas_one_cluster", eta=1.0)
     state, one = (play(m, [ALL], crew(m)) for m in (method, control))
     for partition in ALL:
         np.testing.assert_array_equal(

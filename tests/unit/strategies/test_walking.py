@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from atlas_flwr.errors import AggregationError, ConfigError
+from atlas_flwr.fingerprint.shrinkage import shrinkages
 from atlas_flwr.types import Array, Job, ModelParts, Report, Update
 from federations import ALL, EQUAL, MIXED, MODULES, ROWS, TASKS, believed, of_rank
 from players import Player, crew, opened, play, rounds
@@ -124,6 +125,42 @@ def test_error_feedback_changes_the_second_step_and_not_the_first() -> None:
     assert not np.allclose(states[False][1], states[True][1])
 
 
+# ------------------------------------------------------------------ η that fingerprints tell
+
+
+def test_each_cluster_takes_the_step_that_its_fingerprints_ask_for() -> None:
+    method = of_rank("atlas", EQUAL, ranks="fixed")
+    players = [replace(player, own=0.2 if p < 3 else 0.0) for p, player in enumerate(crew(method))]
+    state = play(method, [ALL], players)
+    a, b = state.clusters[0], state.clusters[3]
+    assert a != b
+    asked = shrinkages([state.prints[p] for p in ALL], [state.clusters[p] for p in ALL])
+    assert dict(state.etas) == {p: asked[state.clusters[p]] for p in ALL}
+    assert state.found["eta"] == {str(cluster): eta for cluster, eta in asked.items()}
+    assert 0 < asked[a] < asked[b]
+    for cluster, members in ((a, (0, 1, 2)), (b, (3, 4, 5))):
+        given = of_rank("atlas", EQUAL, eta=asked[cluster], ranks="fixed")
+        want = play(given, [ALL], crew(given))
+        for p in members:
+            np.testing.assert_array_equal(
+                believed(method, state, p)["m.q"], believed(given, want, p)["m.q"]
+            )
+
+
+def test_clients_of_one_cluster_that_are_of_two_tasks_keep_to_themselves() -> None:
+    method = of_rank("atlas_one_cluster", EQUAL)
+    (eta,) = set(play(method, [ALL], crew(method)).etas.values())
+    assert eta < 0.1
+
+
+def test_late_comers_have_a_step_too() -> None:
+    method = of_rank("atlas", EQUAL)
+    first, last = rounds(method, [ALL, ALL], crew(method), {(1, "train", 5)})
+    assert sorted(first.etas) == [0, 1, 2, 3, 4]
+    assert sorted(last.etas) == [*ALL]
+    assert {str(last.clusters[p]): last.etas[p] for p in ALL} == last.found["eta"]
+
+
 # ------------------------------------------------------------------ η that is chosen
 
 
@@ -229,9 +266,10 @@ def test_losses_that_are_none_are_refused() -> None:
         ({"cross": 0.1}, r"cross: 0\.1, but a 'complete' graph"),
         ({"eta": "auto", "hold-back": 0.0}, r"hold-back: 0, but eta = 'auto'"),
         (
-            {"fingerprint": "rms_gradient", "clip": 1.0},
+            {"fingerprint": "rms_gradient", "clip": 1.0, "eta": 0.5},
             r"options\.clip: 1 is not for fingerprint = 'rms_gradient'",
         ),
+        ({"fingerprint": "rms_gradient"}, r"options\.eta: 'shrinkage' needs features of rows"),
         ({"eta": "most"}, r"strategy\.options\.eta"),
         ({"eta": 1.5}, r"strategy\.options\.eta"),
     ],

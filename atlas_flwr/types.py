@@ -251,6 +251,7 @@ class Report:
         peak_memory_bytes: CUDA's peak counter, or the process's peak resident set.
         device: ``"cpu"`` or the GPU's name.
         notes: What the client did that its user should know (e.g. a smaller micro-batch).
+        precision: The number format that ``train.precision`` comes to there; empty: not said.
     """
 
     num_examples: int
@@ -259,6 +260,7 @@ class Report:
     peak_memory_bytes: int = 0
     device: str = "cpu"
     notes: tuple[str, ...] = ()
+    precision: str = ""
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,8 @@ def pack_update(update: Update, job: Job | None = None) -> RecordDict:
     content[METRICS] = MetricRecord(
         numbers | {name: float(value) for name, value in report.metrics.items()}
     )
-    content[SAID] = ConfigRecord({"device": report.device, "notes": "\n".join(report.notes)})
+    said = {"device": report.device, "precision": report.precision}
+    content[SAID] = ConfigRecord({**said, "notes": "\n".join(report.notes)})
     return content
 
 
@@ -257,6 +258,7 @@ def read_update(content: RecordDict, partition: int) -> Update:
         seconds=float(plain.get(SECONDS, 0.0)),
         peak_memory_bytes=int(plain.get(PEAK, 0)),
         device=printable(said.get("device", "cpu")),
+        precision=printable(said.get("precision", "")),
         notes=tuple(printable(note) for note in str(said.get("notes", "")).splitlines()),
     )
     try:

@@ -18,7 +18,7 @@ from atlas_flwr.engine.vault import Vault
 from atlas_flwr.errors import WireError
 from atlas_flwr.flat import from_arrays, to_arrays
 from atlas_flwr.training.memory import memory_given_back, peak_bytes, reset_peak
-from atlas_flwr.training.precision import device_name, resolve_device
+from atlas_flwr.training.precision import choose_precision, device_name, resolve_device
 from atlas_flwr.types import Job, Report, Scalar, Update
 from atlas_flwr.wire import pack_update, read_job
 from clients.base import FineTuneClient, Stores
@@ -83,6 +83,7 @@ class _Visit:
         self._began = time.monotonic()
         self.job, config = _read(message, home.partition)
         self._device = resolve_device(config.engine.device)
+        self._precision = choose_precision(config.train.precision, self._device)
         reset_peak(self._device)
         site = open_site(config, self.job.partition, self.job.pool, home.data)
         root = vault_root(config, home)
@@ -100,6 +101,7 @@ class _Visit:
             seconds=time.monotonic() - self._began,
             peak_memory_bytes=peak_bytes(self._device),
             device=device_name(self._device),
+            precision=self._precision,
             notes=notes,
         )
 

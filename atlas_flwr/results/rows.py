@@ -30,6 +30,7 @@ class ClientRow:
         seconds: Wall time on the client.
         bytes_up: Bytes from client to server; ``bytes_down`` the other way.
         peak_memory_mb: Measured peak, MB = 10⁶ bytes.
+        precision: The number format that ``train.precision`` came to on the client.
         status: ``"ok"``, ``"lost"`` (no answer) or ``"rejected"`` (an answer that was refused).
         error: One line on why, unless ``"ok"``.
     """
@@ -50,6 +51,7 @@ class ClientRow:
     bytes_up: int | None = None
     bytes_down: int | None = None
     peak_memory_mb: float | None = None
+    precision: str | None = None
     status: Literal["ok", "lost", "rejected"] = "ok"
     error: str | None = None
 
@@ -82,7 +84,7 @@ _NOT_FINITE = "not finite: "
 COLUMNS = (
     *("round", "partition", "task", "cluster", "phase", "num_examples", "loss", "accuracy"),
     *("f1", "macro_f1", "mcc", "ranks", "seconds", "bytes_up", "bytes_down", "peak_memory_mb"),
-    *("status", "error"),
+    *("precision", "status", "error"),
 )
 
 

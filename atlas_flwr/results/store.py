@@ -29,7 +29,7 @@ SUMMARY_KEYS = (
     *("final", "bytes", "seconds", "peak_memory_mb", "round_results"),
 )
 _INTS = ("round", "partition", "cluster", "num_examples", "bytes_up", "bytes_down")
-_TEXTS = ("task", "phase", "ranks", "status", "error")
+_TEXTS = ("task", "phase", "ranks", "precision", "status", "error")
 SCHEMA = pa.schema(
     (name, pa.int64() if name in _INTS else pa.string() if name in _TEXTS else pa.float64())
     for name in COLUMNS
@@ -287,6 +287,9 @@ def _table(path: Path) -> pa.Table:
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise ResultError(f"{path}: truncated or not Parquet ({reason})") from error
+    if "precision" not in table.schema.names and len(table.schema) == len(COLUMNS) - 1:
+        unknown = pa.nulls(len(table), pa.string())  # a run from before clients told it
+        table = table.add_column(COLUMNS.index("precision"), SCHEMA.field("precision"), unknown)
     if table.schema.names != list(COLUMNS):
         raise ResultError(f"{path}: not a run's client rows (columns differ)")
     return table

@@ -286,6 +286,7 @@ class Federation(Strategy):
             num_examples=report.num_examples,
             seconds=report.seconds,
             peak_memory_mb=report.peak_memory_bytes / MB,
+            precision=report.precision or None,
             **{metric: report.metrics.get(metric) for metric in METRICS},  # type: ignore[arg-type]
         )
 

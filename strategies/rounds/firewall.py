@@ -147,12 +147,12 @@ def _check_arrays(content: RecordDict, asked: Promises) -> None:
 def _check_words(job: Job, content: RecordDict, asked: Promises, setting: Setting) -> None:
     """Refuse words that are too long, and scales or widths that nobody asked for."""
     said = content.config_records[SAID]
-    for name, longest in (("device", _DEVICE), ("notes", _WORDS)):
+    for name, longest in (("device", _DEVICE), ("precision", _DEVICE), ("notes", _WORDS)):
         if not isinstance(said.get(name, ""), str) or len(str(said.get(name, ""))) > longest:
             raise WireError(f"said: {name} is no text of at most {longest} characters")
     if len(str(said.get("notes", "")).splitlines()) > _LINES:
         raise WireError(f"said: notes are no text of at most {_LINES} lines")
-    if odd := sorted(said.keys() - {"device", "notes"}):
+    if odd := sorted(said.keys() - {"device", "precision", "notes"}):
         raise WireError(f"said: nobody asked for '{printable(odd[0], 100)}'")
     told = content.config_records.get(FACTS, ConfigRecord())
     names = sorted(job.expects)

@@ -25,7 +25,7 @@ METRICS = {"accuracy", "f1", "macro_f1", "mcc", "loss"}
 COLUMNS = [
     *("round", "partition", "task", "cluster", "phase", "num_examples", "loss", "accuracy"),
     *("f1", "macro_f1", "mcc", "ranks", "seconds", "bytes_up", "bytes_down", "peak_memory_mb"),
-    *("status", "error"),
+    *("precision", "status", "error"),
 ]
 TWO_TASKS = {"data": {"tasks": ["two", "three"]}, "run": {"clients": 4}}
 
@@ -86,6 +86,7 @@ def test_rounds_rows_and_bytes_add_up(run: Callable[..., Run]) -> None:
     expected = [(r, phase, p) for r in (1, 2) for phase in ("evaluate", "train") for p in range(4)]
     assert asked == sorted([*expected, *((2, "final", p) for p in range(4))])
     assert set(rows.status) == {"ok"}
+    assert set(rows.precision) == {"fp32"}
     assert rows.error.isna().all()
     assert rows.cluster.isna().all()
     assert dict(zip(rows.partition, rows.task, strict=True)) == {

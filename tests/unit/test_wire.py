@@ -82,7 +82,9 @@ def test_a_job_survives_the_network() -> None:
 
 
 def test_an_update_survives_the_network() -> None:
-    report = Report(300, {"loss": 0.5, "accuracy": 0.75}, 1.5, 10**9, "Tesla T4", ("a note",))
+    report = Report(
+        300, {"loss": 0.5, "accuracy": 0.75}, 1.5, 10**9, "Tesla T4", ("a note",), "fp16"
+    )
     back = wire.read_update(over_the_network(wire.pack_update(Update(1, report, parts()))), 1)
     assert back.report == report
 

@@ -213,7 +213,24 @@ def _notes(
             f"{gone} of {len(runs)} runs have no run directory beside results.csv: when they reach "
             "the target is not known."
         )
-    return notes
+    return [*notes, *_formats(runs)]
+
+
+def _formats(runs: Sequence[SuiteRun]) -> list[str]:
+    """Say in which settings runs were trained in different number formats."""
+    found: dict[str, dict[str, set[int]]] = {}
+    for run in runs:
+        if told := run.values.get("precision"):
+            found.setdefault(run.setting, {}).setdefault(told, set()).add(run.seed)
+    return [
+        f"{setting}: trained in "
+        + " and in ".join(
+            f"{name} (seed {', '.join(map(str, sorted(seeds)))})" for name, seeds in formats.items()
+        )
+        + "; part of a difference between them may be the number format's."
+        for setting, formats in found.items()
+        if len(formats) > 1
+    ]
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

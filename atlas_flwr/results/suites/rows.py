@@ -14,7 +14,7 @@ from atlas_flwr.errors import ResultError, did_you_mean
 from atlas_flwr.results.store import RunResult, read_run
 
 NEEDED = ("setting", "label", "seed")
-_TEXTS = (*NEEDED, "strategy", "ranks", "status", "commit", "version", "path")
+_TEXTS = (*NEEDED, "strategy", "ranks", "precision", "status", "commit", "version", "path")
 # What an older results.csv does not have, from the run's summary.
 _FROM_SUMMARY: Mapping[str, Callable[[Mapping[str, Any]], float | None]] = {
     "loss": lambda s: s["final"]["loss"],

@@ -20,7 +20,7 @@ _BY_TASK = ("accuracy", "f1", "mcc")  # f1 is label 1's, and no number unless th
 # Of the last round; a run whose strategy has none leaves the field empty.
 ERRORS = ("aggregation_error", "truncation_error", "compression_error", "effective_rank")
 _BEFORE = (
-    *("setting", "label", "strategy", "seed", "rounds", "learning_rate", "ranks"),
+    *("setting", "label", "strategy", "seed", "rounds", "learning_rate", "ranks", "precision"),
     *("accuracy", "worst_client_accuracy", "own_accuracy", "worst_own_accuracy"),
     *("loss", "own_loss"),
 )
@@ -56,6 +56,7 @@ def suite_row(run: RunResult, setting: str, label: str, path: str) -> Row:
         "rounds": summary["rounds_completed"],
         "learning_rate": config["train"]["learning-rate"],
         "ranks": _ranks(config),
+        "precision": _precision(run),
         "accuracy": final["accuracy"],
         "worst_client_accuracy": final["worst_client_accuracy"],
         "own_accuracy": final["own"]["accuracy"],
@@ -149,6 +150,12 @@ def _mean(values: Iterable[float | None]) -> float | None:
     """Return the plain mean of the values there are; of nothing, ``None``."""
     there = [value for value in values if value is not None]
     return statistics.fmean(there) if there else None
+
+
+def _precision(run: RunResult) -> str | None:
+    """Return the number formats that clients trained in, joined; ``None`` where no row says."""
+    told = run.clients.get("precision", ())
+    return "+".join(sorted({str(name) for name in told if isinstance(name, str)})) or None
 
 
 def _ranks(config: Mapping[str, Any]) -> str:

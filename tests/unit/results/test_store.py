@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,7 +16,7 @@ from atlas_flwr.results.store import RunWriter, prepare, read_run
 PARQUET = [
     *("round", "partition", "task", "cluster", "phase", "num_examples", "loss", "accuracy"),
     *("f1", "macro_f1", "mcc", "ranks", "seconds", "bytes_up", "bytes_down", "peak_memory_mb"),
-    *("status", "error"),
+    *("precision", "status", "error"),
 ]
 CSV = [
     *("Experiment", "Task", "Model", "LoRA", "Rounds", "Final Accuracy", "Final Loss"),
@@ -110,6 +111,17 @@ def test_a_broken_directory_names_its_file(run, name, content, said):
         read_run(run.path)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_from_before_clients_told_their_precision_is_read(run) -> None:
+    path = run.path / "clients.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["precision"]), path)
+    again = read_run(run.path).clients
+    assert list(again.columns) == PARQUET
+    assert again["precision"].isna().all()
+    pd.testing.assert_frame_equal(
+        again.drop(columns="precision"), run.clients.drop(columns="precision")
+    )
 
 
 def test_foreign_parquet_and_folders_are_refused(run, tmp_path):

@@ -52,6 +52,12 @@ def test_a_task_called_error_is_still_an_accuracy(tmp_path: Path) -> None:
     assert less_is_better("truncation_error")
 
 
+def test_number_formats_that_differ_are_told(tmp_path: Path) -> None:
+    rows = ["s,a,1,0.1,fp32", "s,a,2,0.2,bf16", "s,b,1,0.3,fp32", "s,b,2,0.4,bf16", "t,a,1,0,fp32"]
+    (told,) = analysed(tmp_path, *rows, head="setting,label,seed,accuracy,precision").notes
+    assert told.startswith("s: trained in fp32 (seed 1) and in bf16 (seed 2); ")
+
+
 @pytest.mark.parametrize("metric", ["bytes_up", "bytes", "seconds", "peak_memory_mb"])
 def test_a_heading_keeps_its_unit(metric: str) -> None:
     first, _, unit = heading(metric).partition(" (")

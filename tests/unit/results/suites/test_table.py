@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,14 @@ def test_the_csv_has_a_column_for_every_task() -> None:
     first, second = csv.DictReader(io.StringIO(suite_csv(rows)))
     assert (first["accuracy_a"], first["accuracy_b"]) == ("0.5", "")
     assert float(second["accuracy_b"]) == 1 / 3
-    assert suite_csv([]).startswith("setting,label,strategy,seed,rounds,learning_rate,ranks,acc")
+    assert suite_csv([]).startswith("setting,label,strategy,seed,rounds,learning_rate,ranks,prec")
+
+
+def test_a_row_says_in_which_formats_its_clients_trained() -> None:
+    run = result(0.5, 1, {})
+    assert suite_row(run, "s", "x", "p")["precision"] is None
+    told = replace(run, clients=pd.DataFrame({"precision": ["fp32", None, "bf16", "fp32"]}))
+    assert suite_row(told, "s", "x", "p")["precision"] == "bf16+fp32"
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=6))

@@ -16,12 +16,14 @@ NAMES = {
     "fedit_adjusted": "`fedit`, adjusted",
     "cluster_fedavg": "`cluster_fedavg`",
     "cluster_fedavg_adjusted": "`cluster_fedavg`, adjusted",
-    "atlas": "`atlas`, η = 0.5",
+    "atlas_half_step": "`atlas`, η = 0.5",
+    "atlas": "`atlas`",
     "atlas_own_heads": "`atlas`, η = 1, `head-eta` = 0",
+    "atlas_half_step_adjusted": "`atlas`, η = 0.5, adjusted",
     "atlas_adjusted": "`atlas`, adjusted",
     "atlas_adjusted_to_cluster": "`atlas`, adjusted to the cluster",
     "atlas_cluster_mean": "`atlas_cluster_mean`, η = 1",
-    "atlas_cluster_mean_adjusted": "`atlas_cluster_mean`, adjusted",
+    "atlas_cluster_mean_adjusted": "`atlas_cluster_mean`, η = 1, adjusted",
     "atlas_cluster_mean_adjusted_to_cluster": "`atlas_cluster_mean`, adjusted to the cluster",
     "centralised": "`centralised`, one model a task, the ceiling",
 }
@@ -70,6 +72,7 @@ def _mean(runs: Sequence[SuiteRun], key: str) -> float:
 def tables() -> list[str]:
     """Return the tables in the page's order."""
     return [
+        table("iid", range(42, 48)),
         table("iid", (42, 43)),
         table("dirichlet", (42, 43, 44)),
         table("dirichlet", (42,), without=(42, 43, 44)),

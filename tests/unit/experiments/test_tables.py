@@ -11,7 +11,9 @@ from experiments.tables import tables
 PAGE = Path(__file__).parents[3] / "docs" / "atlas.md"
 
 
-@pytest.mark.parametrize("table", tables(), ids=["even, six seeds", "even", "skewed", "skewed, one seed"])
+@pytest.mark.parametrize(
+    "table", tables(), ids=["even, six seeds", "even", "skewed", "skewed, one seed"]
+)
 def test_the_page_has_the_numbers_of_the_rows(table: str) -> None:
     assert len(table.splitlines()) > 4
     assert table in PAGE.read_text(encoding="utf-8")

@@ -9,12 +9,13 @@ their last names.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from atlas_flwr.config.suite import parse_suite
+from atlas_flwr.errors import ResultError
+from atlas_flwr.results.store import read_extra, to_json
 from atlas_flwr.results.suites.rows import read_suites
 from atlas_flwr.results.suites.table import suite_csv
 from atlas_flwr.results.writing import atomic_write
@@ -28,20 +29,22 @@ def publish(folder: Path, name: str, results: Path = RESULTS) -> list[str]:
     """Publish a suite folder, and return what was there before with other numbers.
 
     Raises:
-        ResultError: The folder or what is published holds no suite, or a row is broken.
-        OSError: The folder has no provenance.
+        ResultError: The folder or what is published holds no suite or is broken, or the folder has
+            no provenance.
     """
     csv_file, told_file, chosen_file = (
         results / f"{name}{end}" for end in (".csv", ".provenance.json", ".choices.json")
     )
-    new, told = _rows(folder), _json(folder / "provenance.json")
+    new, told = _rows(folder), read_extra(folder / "provenance.json")
+    if "suite" not in told:
+        raise ResultError(f"{folder}: no provenance.json of a suite; give atlas suite's folder")
     old = _rows(csv_file) if csv_file.exists() else {}
     rows = {**old, **new}
     ordered = sorted(rows, key=_order(str(told["suite"]), rows))
     atomic_write(csv_file, suite_csv([dict(rows[key]) for key in ordered]))
-    atomic_write(told_file, _text(_provenance(told, _json(told_file), sorted(rows))))
-    if (chosen := _json(folder / "tuned.json")) or chosen_file.exists():
-        before = _json(chosen_file)
+    atomic_write(told_file, _text(_provenance(told, read_extra(told_file), sorted(rows))))
+    if (chosen := read_extra(folder / "tuned.json")) or chosen_file.exists():
+        before = read_extra(chosen_file)
         pairs = {**before.get("pairs", {}), **chosen.get("pairs", {})}
         atomic_write(chosen_file, _text({**before, **chosen, "pairs": pairs}))
     changed = [key for key in new if key in old and old[key]["accuracy"] != new[key]["accuracy"]]
@@ -86,16 +89,8 @@ def _last(word: str) -> str:
     return f"{key}{equals}{value.rstrip('/').rpartition('/')[2]}"
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """Return a JSON object; empty where there is no such file."""
-    if not path.exists():
-        return {}
-    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return told
-
-
 def _text(tree: Mapping[str, Any]) -> str:
-    return json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
+    return to_json(tree, indent=2) + "\n"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from atlas_flwr.types import Job, ModelParts, Scalar, Tensors, Update
 from strategies.allocated import Allocated, PrintedRankOptions
 from strategies.base import Method, State
 from strategies.clustered import Eta
-from strategies.fingerprinted import FingerprintClustered
+from strategies.fingerprinted import OF_GRADIENTS, FingerprintClustered
 from strategies.walking import GraphOptions, Walking
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -192,7 +192,7 @@ class Atlas(Stepping, FingerprintClustered):
         """Refuse a step measured by fingerprints that don't tell what one row's noise is."""
         super().check()
         kind = self.options.fingerprint
-        if self.options.eta == "shrinkage" and kind in ("mean_gradient", "rms_gradient"):
+        if self.options.eta == "shrinkage" and kind in OF_GRADIENTS:
             raise ConfigError(
                 f"strategy.options.eta: 'shrinkage' needs features of rows, and '{kind}' is one "
                 "gradient of all; set eta to a number, or fingerprint = 'class_means'"

@@ -21,6 +21,7 @@ from strategies.base import Options, State
 from strategies.clustered import Clustered
 
 DELTA = 1e-5  # at which ε is told: well below one over the rows of a client
+OF_GRADIENTS = ("mean_gradient", "rms_gradient")  # one vector of all rows: none has a feature
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 
 
@@ -55,7 +56,7 @@ class FingerprintOptions(AskingOptions):
     def _noise_needs_clip(self) -> Self:
         if self.noise and not self.clip:
             raise ValueError(f"noise: {self.noise:g} needs a clip; set strategy.options.clip too")
-        if self.clip and self.fingerprint in ("mean_gradient", "rms_gradient"):
+        if self.clip and self.fingerprint in OF_GRADIENTS:
             raise ValueError(
                 f"clip: {self.clip:g} is not for fingerprint = '{self.fingerprint}'; remove it, or "
                 "set strategy.options.fingerprint = 'class_means'"

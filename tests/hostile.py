@@ -287,6 +287,7 @@ REJECTED: dict[str, Lie] = {
     "seconds of NaN": metric(seconds=float("nan")),
     "negative seconds": metric(seconds=-1.0),
     "a novel in the notes": record("said", {"device": "cpu", "notes": "x" * 10**6}),
+    "a novel in the precision": record("said", {"precision": "x" * 10**6, "notes": ""}),
     "a line end in each of the notes": record("said", {"device": "cpu", "notes": "\n" * 200}),
     "unknown words": record("said", {"device": "cpu", "notes": "", "more": b"\0"}),
     "scale of NaN": facts(_scale("NaN")),

@@ -68,6 +68,14 @@ def test_rows_choices_and_sources_are_joined(tmp_path: Path) -> None:
     assert (results / "n.provenance.json").read_text() == again
 
 
+def test_a_folder_that_does_not_say_where_it_comes_from_is_refused(tmp_path: Path) -> None:
+    bare = folder(tmp_path / "bare", {("atlas", 2): 0.2}, "c1")
+    (bare / "provenance.json").unlink()
+    with pytest.raises(ResultError, match=r"bare: no provenance\.json of a suite"):
+        publish(bare, "n", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["bare"]
+
+
 def test_a_folder_without_a_suite_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(ResultError):
         publish(tmp_path, "n", tmp_path)

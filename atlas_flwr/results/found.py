@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_flwr.results.series import tasks_of
 from atlas_flwr.results.shapes import Cells, Columns, Dot, Group, HeatMap, Scale
+from atlas_flwr.results.steps import steps_line
 
 if TYPE_CHECKING:
     from atlas_flwr.results.store import RunResult
@@ -89,6 +90,8 @@ def graph(run: RunResult) -> HeatMap | None:
         f"{len(there) // 2} edges: whose models are pulled together. At twice the weight a model "
         "moves twice as far towards the other."
     )
+    if steps := steps_line(run.clusters):
+        caption += f" What is taken of each step: {steps}."
     low = min(there, default=high)
     key: Key = [(f"{value:.3g}", value) for value in dict.fromkeys((low, high))]
     key.append(("no edge", None))

@@ -168,6 +168,13 @@ def test_the_graph_counts_each_edge_once_and_leaves_out_what_does_not_fit(make_r
     assert graph(run) is None
 
 
+def test_the_graph_says_what_clusters_take_of_a_step_if_they_were_given_it(make_run):
+    run = found_run(make_run, 3)
+    assert "η" not in graph(run).caption
+    run.clusters["eta"] = {"0": 1.0, "1": 0.857}
+    assert "η of cluster 0: 1.00; cluster 1: 0.86" in graph(run).caption
+
+
 def test_the_cluster_map_has_every_client_once_and_scikit_learns_index(make_run):
     run = found_run(make_run, 3)
     figure = cluster_map(run)

@@ -64,7 +64,7 @@ def _cells(runs: Sequence[SuiteRun]) -> list[str]:
     if len(runs) > 1:
         each = (f"{_mean([run], 'accuracy'):.3f}" for run in runs)
         told[0] += f" ({', '.join(each)})"
-    tasks = [f"{_mean(runs, f'accuracy_{t}'):.3f} ({_mean(runs, f'mcc_{t}'):.2f})" for t in TASKS]
+    tasks = [f"{_mean(runs, f'accuracy_{t}'):.3f} ({_mean(runs, f'mcc_{t}'):z.2f})" for t in TASKS]
     return [rate, *told, *tasks, f"{_mean(runs, 'bytes_up') / 1e6:.1f}"]
 
 

@@ -1,4 +1,4 @@
-"""Where a result comes from: source commit, versions, machine, seed. No user or host names."""
+"""Where a result comes from: source commit, versions, machine, seed. No names, no secrets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def provenance(argv: Sequence[str], seed: int) -> dict[str, Any]:
     """Return ``provenance.json``'s content.
 
     ``commit`` and ``dirty`` are null when the package does not run from a git checkout; a package
-    that is not installed has a null version. The home folder in ``argv`` is written ``~``.
+    that is not installed has a null version. In ``argv`` the home folder is written ``~`` and the
+    token of Flower's processes ``***``.
 
     Args:
         argv: The command as typed.
@@ -36,7 +37,7 @@ def provenance(argv: Sequence[str], seed: int) -> dict[str, Any]:
     commit = said("git", "-C", str(source), "rev-parse", "HEAD") if _is_checkout(source) else None
     changes = said("git", "-C", str(source), "status", "--porcelain") if commit else None
     return {
-        "argv": [without_home(word) for word in argv],
+        "argv": [without_home(word) for word in without_token(argv)],
         "seed": seed,
         "commit": commit,
         "dirty": bool(changes) if changes is not None else None,
@@ -58,6 +59,22 @@ def without_home(text: str) -> str:
     """Return the text with the user's home folder written ``~``: it usually holds their name."""
     home = str(Path.home())
     return text.replace(home, "~") if len(home) > 1 else text
+
+
+def without_token(argv: Sequence[str]) -> list[str]:
+    """Return a command with what it says after ``--token`` written ``***``.
+
+    Flower starts its server process with the run's token in its command; reports are made to be
+    shared.
+
+    >>> without_token(["flwr-simulation", "--token", "0d0d", "--insecure"])
+    ['flwr-simulation', '--token', '***', '--insecure']
+    """
+    before = ["", *argv]
+    hidden = [
+        "***" if last == "--token" else word for last, word in zip(before, argv, strict=False)
+    ]
+    return ["--token=***" if word.startswith("--token=") else word for word in hidden]
 
 
 def _is_checkout(folder: Path) -> bool:

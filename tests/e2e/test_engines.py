@@ -208,4 +208,5 @@ def test_flwr_run_writes_the_same_directory(
     found = Run.read(out)
     assert (found.summary["experiment"], found.summary["status"]) == ("by-flower", "completed")
     assert_same(found, Run.read(tmp_path / "inline"))
-    assert json.loads((out / "provenance.json").read_text())["argv"]
+    argv = json.loads((out / "provenance.json").read_text())["argv"]
+    assert argv[argv.index("--token") + 1] == "***"

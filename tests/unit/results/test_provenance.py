@@ -4,6 +4,8 @@ import json
 import platform
 from pathlib import Path
 
+import pytest
+
 from atlas_flwr.results.provenance import provenance
 
 
@@ -27,3 +29,16 @@ def test_a_package_outside_a_checkout_has_no_commit(monkeypatch, tmp_path):
     got = provenance([], 0)
     assert got["commit"] is None
     assert got["dirty"] is None
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        (["x", "--token", "abc123", "--insecure"], ["x", "--token", "***", "--insecure"]),
+        (["x", "--insecure", "--token=abc123"], ["x", "--insecure", "--token=***"]),
+        (["x", "--token"], ["x", "--token"]),
+        (["x", "--token-file", "abc"], ["x", "--token-file", "abc"]),
+    ],
+)
+def test_the_token_flower_gives_its_processes_is_not_kept(typed, kept):
+    assert provenance(typed, 0)["argv"] == kept

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 from atlas_flwr.results.suites.rows import SuiteRun, read_suites
 
@@ -34,16 +34,25 @@ NAMES = {
     "atlas_cluster_mean": "`atlas_cluster_mean`, η = 1",
     "atlas_cluster_mean_adjusted": "`atlas_cluster_mean`, η = 1, adjusted",
     "atlas_cluster_mean_adjusted_to_cluster": "`atlas_cluster_mean`, adjusted to the cluster",
-    "centralised": "`centralised`, one model a task, the ceiling",
+    "atlas_one_cluster": "`atlas_one_cluster`",
+    "atlas_one_cluster_mean": "`atlas_one_cluster`, η = 1",
+    "random_cluster": "`random_cluster`",
+    "random_cluster_mean": "`random_cluster`, η = 1",
+    "atlas_uniform_rank": "`atlas_uniform_rank`",
+    "atlas_random_ranks": "`atlas`, random ranks",
+    "atlas_reversed_ranks": "`atlas`, reversed ranks",
+    "atlas_auto": "`atlas`, η = auto",
+    "atlas_half": "`atlas`, half of the clients a round",
+    "centralised": "`centralised`, the ceiling",
 }
 COLUMNS = {
     "accuracy": "accuracy",
     "worst_client_accuracy": "worst client",
-    "own_accuracy": "own slices",
-    "worst_own_accuracy": "worst own slice",
-    "own_loss": "loss on own slices",
+    "own_accuracy": "own",
+    "worst_own_accuracy": "worst own",
+    "own_loss": "own loss",
 }
-TASKS = ("cola", "mrpc", "qnli", "sst2")
+TASKS = {"cola": "CoLA", "mrpc": "MRPC", "qnli": "QNLI", "sst2": "SST-2"}
 
 
 def table(setting: str, seeds: Sequence[int]) -> str:
@@ -51,26 +60,41 @@ def table(setting: str, seeds: Sequence[int]) -> str:
 
     Args:
         setting: The suite's setting.
-        seeds: Their seeds; in brackets the accuracy of each, where there are several.
+        seeds: Their seeds; where there are several, accuracy is told with its sample deviation.
     """
+    return _rows([*COLUMNS.values(), "MB up"], setting, seeds, _scores)
+
+
+def by_task(setting: str, seeds: Sequence[int]) -> str:
+    """Return the same runs task by task: accuracy, with Matthews' correlation in brackets."""
+    return _rows([*TASKS.values(), "MRPC, F1", "rate"], setting, seeds, _tasks)
+
+
+def _rows(
+    heads: Sequence[str],
+    setting: str,
+    seeds: Sequence[int],
+    cells: Callable[[Sequence[SuiteRun]], list[str]],
+) -> str:
     runs = [run for run in read_suites([ROWS]) if run.setting == setting]
-    heads = ["", "rate", *COLUMNS.values(), *(f"{task} (MCC)" for task in TASKS), "MB up"]
-    lines = [heads, ["---"] * len(heads)]
+    lines = [["", *heads], ["---"] * (len(heads) + 1)]
     for label, name in NAMES.items():
         own = {run.seed: run for run in runs if run.label == label}
         if set(seeds) <= own.keys():
-            lines.append([name, *_cells([own[seed] for seed in seeds])])
+            lines.append([name, *cells([own[seed] for seed in seeds])])
     return "".join(f"| {' | '.join(line)} |\n".replace("|  |", "| |") for line in lines)
 
 
-def _cells(runs: Sequence[SuiteRun]) -> list[str]:
-    rate = f"{_mean(runs, 'learning_rate'):.0e}".replace("e-0", "e-")
+def _scores(runs: Sequence[SuiteRun]) -> list[str]:
     told = [f"{_mean(runs, key):.{2 if key == 'own_loss' else 3}f}" for key in COLUMNS]
     if len(runs) > 1:
-        each = (f"{_mean([run], 'accuracy'):.3f}" for run in runs)
-        told[0] += f" ({', '.join(each)})"
+        told[0] += f"\u00a0±\u00a0{stdev(float(run.values['accuracy']) for run in runs):.3f}"
+    return [*told, f"{_mean(runs, 'bytes_up') / 1e6:.1f}"]
+
+
+def _tasks(runs: Sequence[SuiteRun]) -> list[str]:
     tasks = [f"{_mean(runs, f'accuracy_{t}'):.3f} ({_mean(runs, f'mcc_{t}'):z.2f})" for t in TASKS]
-    return [rate, *told, *tasks, f"{_mean(runs, 'bytes_up') / 1e6:.1f}"]
+    return [*tasks, f"{_mean(runs, 'f1_mrpc'):.3f}", f"{_mean(runs, 'learning_rate'):g}"]
 
 
 def _mean(runs: Sequence[SuiteRun], key: str) -> float:
@@ -79,11 +103,12 @@ def _mean(runs: Sequence[SuiteRun], key: str) -> float:
 
 def tables() -> list[str]:
     """Return the tables in the page's order."""
+    even, skewed = range(42, 48), (42, 43, 44)
     return [
-        table("iid", range(42, 48)),
-        table("iid", (42, 43)),
-        table("dirichlet", (42, 43, 44)),
-        table("dirichlet", (42,)),
+        *(table("iid", even), by_task("iid", even)),
+        *(table("iid", (42,)), by_task("iid", (42,))),
+        *(table("dirichlet", skewed), by_task("dirichlet", skewed)),
+        *(table("dirichlet", (42,)), by_task("dirichlet", (42,))),
     ]
 
 

@@ -12,7 +12,13 @@ PAGE = Path(__file__).parents[3] / "docs" / "atlas.md"
 
 
 @pytest.mark.parametrize(
-    "table", tables(), ids=["even, six seeds", "even", "skewed", "skewed, one seed"]
+    "table",
+    tables(),
+    ids=[
+        f"{name}{tasks}"
+        for name in ("even, six seeds", "even, one seed", "skewed", "skewed, one seed")
+        for tasks in ("", ", task by task")
+    ],
 )
 def test_the_page_has_the_numbers_of_the_rows(table: str) -> None:
     assert len(table.splitlines()) > 4

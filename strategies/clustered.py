@@ -127,11 +127,11 @@ class Clustered(EqualRankRule):
         present = self.stepping(state)
         edges = self.graph(state, present)
         sizes = [float(state.sizes[p]) for p in present]
-        shrunk = _shrunk(edges, [self.eta_of(state, p) for p in present])
-        moved = self.moved(state, present, shrunk, sizes)
-        shrunk = _shrunk(edges, [self.head_eta_of(state, p) for p in present])
+        shorter = shrunk(edges, [self.eta_of(state, p) for p in present])
+        moved = self.moved(state, present, shorter, sizes)
+        shorter = shrunk(edges, [self.head_eta_of(state, p) for p in present])
         heads = tensor_step(
-            [state.heads[f"client-{p}"] for p in present], self._inside(shrunk, present), sizes, 1.0
+            [state.heads[f"client-{p}"] for p in present], self.inside(shorter, present), sizes, 1.0
         )
         bodies = {
             f"client-{p}": ModelParts(adapter=adapter)
@@ -147,7 +147,7 @@ class Clustered(EqualRankRule):
             measured=Measured(step_loss=self._by_rank(state, shares)),
         )
 
-    def _inside(self, graph: Float, present: Sequence[int]) -> Float:
+    def inside(self, graph: Float, present: Sequence[int]) -> Float:
         """Return the edges inside label spaces: other heads are of another shape."""
         spaces = np.array(self.spaces())[list(present)]
         return np.where(np.equal.outer(spaces, spaces), graph, 0.0)
@@ -173,6 +173,6 @@ class Clustered(EqualRankRule):
         return [self.setting.num_labels[task] for task in self.setting.tasks]
 
 
-def _shrunk(edges: Float, etas: Sequence[float]) -> Float:
+def shrunk(edges: Float, etas: Sequence[float]) -> Float:
     """Return the edges at each client's η, the smaller one of two."""
     return edges * np.minimum.outer(etas, etas)

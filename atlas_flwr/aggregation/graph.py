@@ -82,7 +82,7 @@ def knn(distances: Array, k: int, adjacency: Array | None = None) -> Float:
         raise AggregationError(f"a graph of k neighbours needs k of at least 1, got {k}")
     d = _distances(distances, infinite=True)
     n = len(d)
-    weights = complete(n) * max(n - 1, 1) if adjacency is None else check(adjacency)
+    weights = ones(n) if adjacency is None else check(adjacency)
     if weights.shape != d.shape:
         raise AggregationError(f"adjacency {weights.shape} and distances {d.shape} differ")
     if n < 2:
@@ -101,6 +101,22 @@ def complete(n: int) -> Float:
     mean of the others.
     """
     return _hollow(np.full((n, n), 1.0 / max(n - 1, 1)))
+
+
+def ones(n: int) -> Float:
+    """Return the graph of n clients in which every edge has weight 1."""
+    return _hollow(np.ones((n, n)))
+
+
+def star(weights: Array) -> Float:
+    """Return the graph in which client 0 alone is joined to the others, at these weights.
+
+    For sizes of 1 and weights that sum to 1 a step η = 1 gives client 0 the others' weighted mean.
+    """
+    n = len(weights)
+    a = np.zeros((n + 1, n + 1))
+    a[0, 1:] = a[1:, 0] = weights
+    return check(a)
 
 
 def size_weighted(sizes: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Float:

@@ -24,6 +24,7 @@ GRAPHS = {
     "knn": graph.knn(DISTANCES, 2),
     "knn of rbf": graph.knn(DISTANCES, 3, graph.rbf(DISTANCES)),
     "complete": graph.complete(9),
+    "ones": graph.ones(9),
     "random": graph.random(9, np.random.default_rng(1), 0.5),
     "size weighted": graph.size_weighted(SIZES),
     "size weighted in clusters": graph.size_weighted(SIZES, CLUSTERS),
@@ -94,6 +95,14 @@ def test_with_weights_of_one_self_weighted_is_the_weighted_mean():
     )
     inside = graph.self_weighted(graph.within(ones, CLUSTERS), SIZES)
     np.testing.assert_allclose(inside, graph.size_weighted(SIZES, CLUSTERS), rtol=1e-12)
+
+
+def test_the_middle_of_a_star_steps_to_the_others_weighted_mean():
+    rows = np.array(SIZES[1:], float)
+    c = graph.pulls(graph.star(rows / rows.sum()), [1.0] * 9, 1.0)
+    moved = POINTS + c @ POINTS - c.sum(axis=1, keepdims=True) * POINTS
+    np.testing.assert_allclose(moved[0], np.average(POINTS[1:], 0, rows), rtol=1e-12)
+    assert not graph.star(np.ones(3))[1:, 1:].any()
 
 
 def test_parts_of_a_graph_don_t_know_of_each_other():

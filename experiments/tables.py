@@ -42,7 +42,10 @@ NAMES = {
     "atlas_random_ranks": "`atlas`, random ranks",
     "atlas_reversed_ranks": "`atlas`, reversed ranks",
     "atlas_auto": "`atlas`, η = auto",
-    "atlas_half": "`atlas`, half of the clients a round",
+    "cluster_fedavg_half": "`cluster_fedavg`, half of the clients",
+    "atlas_half_follow": "`atlas`, half, `absent` = follow",
+    "atlas_half_pull": "`atlas`, half, pull",
+    "atlas_half_wait": "`atlas`, half, wait",
     "centralised": "`centralised`, the ceiling",
 }
 COLUMNS = {

@@ -158,7 +158,7 @@ class Stepping(Walking):
 
     def _stepped(self, state: State, eta: float) -> State:
         """Return the state if every cluster took this step."""
-        return self.along_the_graph(replace(state, etas=dict.fromkeys(state.clusters, eta)))
+        return self.taken(replace(state, etas=dict.fromkeys(state.clusters, eta)))
 
     def _losses(self, state: State, updates: Iterator[Update]) -> dict[int, list[float]]:
         """Return the mean loss after each step over the rows that a cluster's clients told of."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
-from atlas_flwr.aggregation.graph import Float, size_weighted
+from atlas_flwr.aggregation.graph import Float, ones, size_weighted, star, within
 from atlas_flwr.aggregation.laplacian import Step, product_step
 from atlas_flwr.aggregation.laplacian_linear import tensor_step
 from atlas_flwr.errors import AggregationError
@@ -23,6 +23,7 @@ from strategies.base import Method, State
 from strategies.lora_rule import EqualRankRule
 
 Eta = Annotated[float, Field(ge=0, le=1, strict=True)]
+Absent = Literal["follow", "pull", "wait"]
 
 
 class Clustered(EqualRankRule):
@@ -30,9 +31,8 @@ class Clustered(EqualRankRule):
 
     ``P_k ← P_k − (η / ñ_k) Σ_l a_kl (P_k − P_l)`` with ``P = s B A``, ñ_k = n_k / mean n and
     ``a_kl = ñ_k ñ_l / Σ ñ`` inside a cluster, written back by QR and a small SVD at each client's
-    own ranks. At η = 1 this is the cluster's mean product, at η = 0 local training. Models of
-    clients that were not drawn take the step with what they last had; who never trained takes no
-    part.
+    own ranks. At η = 1 this is the cluster's mean product, at η = 0 local training. The step is
+    that of the clients that were drawn; the others of their clusters follow it.
     """
 
     mixed_ranks = True
@@ -49,9 +49,19 @@ class Clustered(EqualRankRule):
         """Return the step of a client's head: its adapter's."""
         return self.eta_of(state, partition)
 
+    def absent(self) -> Absent:
+        """Return what clients do that were not drawn."""
+        return "follow"
+
     def stepping(self, state: State) -> list[int]:
-        """Return who takes the step and pulls others: all who have trained so far."""
-        return sorted(state.sizes)
+        """Return who takes the step and pulls others: those of this round, or all so far."""
+        if self.absent() == "pull":
+            return sorted(state.sizes)
+        return [p for p in sorted(state.sizes) if state.trained[p] == state.round]
+
+    def weights(self, state: State, present: Sequence[int]) -> Float:
+        """Return the weight in [0, 1] at which each pair is joined: 1 inside a cluster."""
+        return within(ones(len(present)), [state.clusters[p] for p in present])
 
     def rank_label(self, state: State, partition: int) -> int:
         """Return the rank under which a client's share of the step is told."""
@@ -120,18 +130,26 @@ class Clustered(EqualRankRule):
     # -------------------------------------------------------------- the step
 
     def along_the_graph(self, state: State) -> State:
-        """Return the state after one step of all who have trained, each with its own η.
+        """Return the state after the step, and after those have followed who were not drawn."""
+        stepped = self.taken(state)
+        return self._followed(state, stepped) if self.absent() == "follow" else stepped
+
+    def taken(self, state: State) -> State:
+        """Return the state after one step of those who take it, each with its own η.
 
         Neighbours of different η take the smaller one on their edge: the graph stays symmetric.
         """
         present = self.stepping(state)
         edges = self.graph(state, present)
         sizes = [float(state.sizes[p]) for p in present]
-        shorter = shrunk(edges, [self.eta_of(state, p) for p in present])
+        shorter = _shrunk(edges, [self.eta_of(state, p) for p in present])
         moved = self.moved(state, present, shorter, sizes)
-        shorter = shrunk(edges, [self.head_eta_of(state, p) for p in present])
+        shorter = _shrunk(edges, [self.head_eta_of(state, p) for p in present])
         heads = tensor_step(
-            [state.heads[f"client-{p}"] for p in present], self.inside(shorter, present), sizes, 1.0
+            [state.heads[f"client-{p}"] for p in present],
+            self._inside(shorter, present),
+            sizes,
+            1.0,
         )
         bodies = {
             f"client-{p}": ModelParts(adapter=adapter)
@@ -147,7 +165,51 @@ class Clustered(EqualRankRule):
             measured=Measured(step_loss=self._by_rank(state, shares)),
         )
 
-    def inside(self, graph: Float, present: Sequence[int]) -> Float:
+    def _followed(self, before: State, stepped: State) -> State:
+        """Return the state in which absent clients have gone after those of their cluster.
+
+        ``P_k ← P_k − η Σ_l c_kl (P_k − P_l)`` over the drawn clients l that k is joined to at
+        weight w_kl, with ``c_kl = w_kl n_l / Σ n`` over them. At η = 1 a complete cluster's model
+        is the mean of those who trained, for all of its clients, as under partial participation
+        in FedAvg. Who never trained follows from its seeded start.
+        """
+        drawn, known = self.stepping(before), sorted(before.clusters)
+        weights = self.weights(before, known)
+        at = [known.index(p) for p in drawn]
+        rows = np.array([before.sizes[p] for p in drawn], np.float64)
+        bodies, heads, tails = {**stepped.bodies}, {**stepped.heads}, {**stepped.tails}
+        for client in (p for p in known if p not in drawn):
+            joined = weights[known.index(client), at]
+            leaders = [p for p, weight in zip(drawn, joined, strict=True) if weight > 0]
+            if not leaders:
+                continue
+            shares = (joined * rows)[joined > 0] / rows[joined > 0].sum()
+            adapter, head, tail = self._behind(before, client, leaders, shares)
+            bodies[f"client-{client}"], heads[f"client-{client}"] = adapter, head
+            tails[client] = tail
+        return replace(stepped, bodies=bodies, heads=heads, tails=tails)
+
+    def _behind(
+        self, state: State, client: int, leaders: Sequence[int], shares: Float
+    ) -> tuple[ModelParts, Tensors, Adapter]:
+        """Return a client's adapter, head and tail after it has followed its leaders.
+
+        It is one row of a step on the star from the client to its leaders, each end of size 1.
+        """
+        own = self.body_for(state, client)
+        lent = replace(state, bodies={**state.bodies, f"client-{client}": own})
+        present = [client, *leaders]
+        edges = star(shares)
+        sizes = [1.0] * len(present)
+        moved = self.moved(
+            lent, present, _shrunk(edges, [self.eta_of(state, p) for p in present]), sizes
+        )
+        graph = _shrunk(edges, [self.head_eta_of(state, p) for p in present])
+        heads = [state.heads[f"client-{p}"] for p in present]
+        head = tensor_step(heads, self._inside(graph, present), sizes, 1.0)[0]
+        return ModelParts(adapter=moved.adapters[0]), head, moved.tails[0]
+
+    def _inside(self, graph: Float, present: Sequence[int]) -> Float:
         """Return the edges inside label spaces: other heads are of another shape."""
         spaces = np.array(self.spaces())[list(present)]
         return np.where(np.equal.outer(spaces, spaces), graph, 0.0)
@@ -173,6 +235,6 @@ class Clustered(EqualRankRule):
         return [self.setting.num_labels[task] for task in self.setting.tasks]
 
 
-def shrunk(edges: Float, etas: Sequence[float]) -> Float:
+def _shrunk(edges: Float, etas: Sequence[float]) -> Float:
     """Return the edges at each client's η, the smaller one of two."""
     return edges * np.minimum.outer(etas, etas)

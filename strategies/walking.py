@@ -10,16 +10,16 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from atlas_flwr.aggregation.graph import Float, knn, ones, rbf, self_weighted, star, within
+from atlas_flwr.aggregation.graph import Float, knn, rbf, self_weighted, within
 from atlas_flwr.aggregation.laplacian import Step, Truncation, product_step
-from atlas_flwr.aggregation.laplacian_linear import factor_step, ffa_step, tensor_step
+from atlas_flwr.aggregation.laplacian_linear import factor_step, ffa_step
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.fingerprint.distance import distances
 from atlas_flwr.ranks.budget import Grant
-from atlas_flwr.types import Adapter, ModelParts, Part, Stage, Tensors
+from atlas_flwr.types import Part, Stage
 from strategies.allocated import Allocated, RankOptions
 from strategies.base import Options, Served, State
-from strategies.clustered import shrunk
+from strategies.clustered import Absent
 
 TRAINED: frozenset[Part] = frozenset({"lora_B", "head"})  # where A is frozen
 
@@ -41,7 +41,7 @@ class GraphOptions(RankOptions):
     variant: Literal["product", "factor", "ffa"] = "product"
     """What the step is taken on: ``product`` is s B A, written back at each client's ranks;
     ``factor`` is A and B apart (MIRA's, one rank); ``ffa`` is B over a frozen, shared A, exact."""
-    absent: Literal["follow", "pull", "wait"] = "pull"
+    absent: Absent = "follow"
     """Clients that were not drawn: ``follow`` takes them η of the way to those of their cluster who
     were, by rows, and lets them pull nobody; ``pull`` lets their last models take the step as if
     they had just trained; ``wait`` leaves them alone until they train again."""
@@ -98,25 +98,22 @@ class Walking(Allocated):
 
     # -------------------------------------------------------------- the graph
 
-    def stepping(self, state: State) -> list[int]:
-        """Return who takes the step: those of this round, or all who have trained."""
-        known = super().stepping(state)
-        if self.options.absent == "pull":
-            return known
-        return [p for p in known if state.trained[p] == state.round]
+    def absent(self) -> Absent:
+        """Return the option."""
+        return self.options.absent
 
     def graph(self, state: State, present: Sequence[int]) -> Float:
         """Return the graph in which every client counts itself: at η = 1 none overshoots."""
         if self.options.graph == "complete":
             return super().graph(state, present)
         sizes = [float(state.sizes[p]) for p in present]
-        return self_weighted(self._weights(state, present), sizes)
+        return self_weighted(self.weights(state, present), sizes)
 
-    def _weights(self, state: State, present: Sequence[int]) -> Float:
-        """Return the weight in [0, 1] at which each pair is joined; 1 inside complete clusters."""
+    def weights(self, state: State, present: Sequence[int]) -> Float:
+        """Return the weight in [0, 1] at which each pair is joined."""
+        if self.options.graph == "complete":
+            return super().weights(state, present)
         options, clusters = self.options, [state.clusters[p] for p in present]
-        if options.graph == "complete":
-            return within(ones(len(present)), clusters)
         far, bandwidth = self._distances(state, present)
         if not options.cross:  # neighbours are chosen inside the cluster too
             far[np.not_equal.outer(clusters, clusters)] = np.inf
@@ -151,55 +148,6 @@ class Walking(Allocated):
         return replace(state, found={**state.found, "graph": graph.tolist()})
 
     # -------------------------------------------------------------- the step
-
-    def along_the_graph(self, state: State) -> State:
-        """Return the state after the step, and after those have followed who were not drawn."""
-        stepped = super().along_the_graph(state)
-        return self._followed(state, stepped) if self.options.absent == "follow" else stepped
-
-    def _followed(self, before: State, stepped: State) -> State:
-        """Return the state in which absent clients have gone after those of their cluster.
-
-        ``P_k ← P_k − η Σ_l c_kl (P_k − P_l)`` over the drawn clients l that k is joined to at
-        weight w_kl, with ``c_kl = w_kl n_l / Σ n`` over them. At η = 1 a complete cluster's model
-        is the mean of those who trained, for all of its clients, as under partial participation
-        in FedAvg. Who never trained follows from its seeded start.
-        """
-        drawn, known = self.stepping(before), sorted(before.clusters)
-        weights = self._weights(before, known)
-        at = [known.index(p) for p in drawn]
-        rows = np.array([before.sizes[p] for p in drawn], np.float64)
-        bodies, heads, tails = {**stepped.bodies}, {**stepped.heads}, {**stepped.tails}
-        for client in (p for p in known if p not in drawn):
-            joined = weights[known.index(client), at]
-            leaders = [p for p, weight in zip(drawn, joined, strict=True) if weight > 0]
-            if not leaders:
-                continue
-            shares = (joined * rows)[joined > 0] / rows[joined > 0].sum()
-            adapter, head, tail = self._behind(before, client, leaders, shares)
-            bodies[f"client-{client}"], heads[f"client-{client}"] = adapter, head
-            tails[client] = tail
-        return replace(stepped, bodies=bodies, heads=heads, tails=tails)
-
-    def _behind(
-        self, state: State, client: int, leaders: Sequence[int], shares: Float
-    ) -> tuple[ModelParts, Tensors, Adapter]:
-        """Return a client's adapter, head and tail after it has followed its leaders.
-
-        It is one row of a step on the star from the client to its leaders, each end of size 1.
-        """
-        own = self.body_for(state, client)
-        lent = replace(state, bodies={**state.bodies, f"client-{client}": own})
-        present = [client, *leaders]
-        edges = star(shares)
-        sizes = [1.0] * len(present)
-        moved = self.moved(
-            lent, present, shrunk(edges, [self.eta_of(state, p) for p in present]), sizes
-        )
-        graph = shrunk(edges, [self.head_eta_of(state, p) for p in present])
-        heads = [state.heads[f"client-{p}"] for p in present]
-        head = tensor_step(heads, self.inside(graph, present), sizes, 1.0)[0]
-        return ModelParts(adapter=moved.adapters[0]), head, moved.tails[0]
 
     def moved(
         self, state: State, present: Sequence[int], graph: Float, sizes: Sequence[float]

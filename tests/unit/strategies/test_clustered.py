@@ -70,13 +70,14 @@ def test_a_step_brings_the_clients_of_a_task_nearer_and_no_others() -> None:
 
 
 def test_who_never_trained_keeps_its_start_and_pulls_nobody() -> None:
-    method, cohort = of_rank("oracle_cluster", EQUAL, eta=1.0, ranks="fixed"), [0, 1]
+    options, cohort = {"ranks": "fixed", "absent": "pull"}, [0, 1]
+    method = of_rank("oracle_cluster", EQUAL, eta=1.0, **options)
     state = play(method, [cohort], crew(method))
     initial = method.setting.initial_for(2)
     np.testing.assert_array_equal(
         method.model_for(state, 2).parts.adapter["m.q"].a, initial.adapter["m.q"].a
     )
-    alone = of_rank("oracle_cluster", EQUAL, eta=0.0, ranks="fixed")
+    alone = of_rank("oracle_cluster", EQUAL, eta=0.0, **options)
     trained = play(alone, [cohort], crew(alone))
     weights = [ROWS[p] for p in cohort]
     pair = np.average([believed(alone, trained, p)["m.q"] for p in cohort], 0, weights)

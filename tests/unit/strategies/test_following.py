@@ -88,3 +88,12 @@ def test_on_a_graph_a_follower_goes_as_far_as_its_edges_say(graph: str) -> None:
     np.testing.assert_allclose(np.tensordot(shares, leaders, 1), model, atol=1e-6)
     assert (shares > -1e-6).all()
     assert 0 < shares.sum() < 1 + 1e-6
+
+
+def test_the_cluster_mean_is_the_whole_step_with_half_of_the_clients_too() -> None:
+    models = []
+    for name, options in (("atlas", {"eta": 1.0}), ("atlas_cluster_mean", {})):
+        method = of_rank(name, FREE, **options)
+        models.append(stacked(method, play(method, [(0, 1, 3), (2, 4, 5)], crew(method))))
+    np.testing.assert_array_equal(*models)
+    np.testing.assert_allclose(models[0][0], models[0][2], atol=1e-6)

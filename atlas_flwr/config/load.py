@@ -218,16 +218,26 @@ def _one_line(error: ValidationError) -> str:
         return f"{path}: unknown key{_near_key(first['loc'])}"
     if kind == "missing":
         return f"{path}: is required{_EXAMPLES.get(path, '')}"
-    if kind in ("tuple_type", "list_type"):
-        return f"{path}: {_as_list(path, first['input'])}, got {first['input']!r}"
     if kind == "string_pattern_mismatch":  # names only; nobody should have to read a pattern
         must = "should be letters, digits, '.', '_' or '-', at most 64, and begin with none of .-_"
         return f"{path}: {must}, got {first['input']!r}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{path}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+    return in_words(path, first)
 
 
-def _as_list(path: str, value: Any) -> str:
+def in_words(path: str, refusal: Mapping[str, Any]) -> str:
+    """Return a refusal of pydantic's as ``path: what must hold, got value``."""
+    kind, value = refusal["type"], refusal["input"]
+    if kind in ("tuple_type", "list_type"):
+        return f"{path}: {as_list(path, value)}, got {value!r}"
+    if kind == "too_short":
+        least = refusal["ctx"]["min_length"]
+        entries = "entry" if least == 1 else "entries"
+        return f"{path}: should have at least {least} {entries}, got {value!r}"
+    message = refusal["msg"].removeprefix("Value error, ")
+    return f"{path}: {message[0].lower()}{message[1:]}, got {value!r}"
+
+
+def as_list(path: str, value: Any) -> str:
     """Return how a list is written, with the user's own value in it."""
     if isinstance(value, Mapping):
         return f"is a list of tables: write [[{path}]], with two brackets"

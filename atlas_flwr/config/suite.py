@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from atlas_flwr.config.load import in_words
 from atlas_flwr.config.names import Name, twice
 from atlas_flwr.config.overrides import combinations, flatten, slug
 from atlas_flwr.config.sections import PositiveInt, Section
@@ -227,7 +228,9 @@ def _check_borrowed(
 
 def _one_line(error: ValidationError) -> str:
     """Return the first refusal as ``dotted.path: what must hold, got value``."""
-    first = error.errors(include_url=False)[0]
+    # An unknown key first: a mistyped one is why another seems to be missing.
+    found = error.errors(include_url=False)
+    first = min(found, key=lambda refusal: refusal["type"] != "extra_forbidden")
     path = ".".join(str(step) for step in first["loc"])
     if first["type"] == "extra_forbidden":
         model: type[BaseModel] = _SECTIONS.get(str(first["loc"][0]), SuiteFile)
@@ -237,8 +240,7 @@ def _one_line(error: ValidationError) -> str:
         return f"{path}: unknown key{near or '; known: ' + ', '.join(known)}"
     if first["type"] == "missing":
         return f"{path}: is required"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{path}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+    return in_words(path, first)
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {

@@ -219,6 +219,8 @@ def load_suite(
         tuned=tuned,
         within=tuple(within),
     )
+    if not suite.base.is_file():
+        raise ConfigError(f"{path.name}: base: {suite.base}: can't be read: there is no such file")
     _check_command_line(suite)
     return suite
 

@@ -16,6 +16,7 @@ from filelock import FileLock
 from atlas_flwr.apps.shipped import shipped_suites
 from atlas_flwr.config.suite_cells import load_suite
 from atlas_flwr.config.suite_choices import with_choices
+from atlas_flwr.errors import DataError
 from clients.base import FineTuneClient
 from fakes import task_rows, tiny_task, write_experiment, write_rows
 from runs import Said, assert_refused
@@ -169,6 +170,19 @@ def test_a_finished_run_of_another_config_is_refused(suite: Callable[..., Said],
 
 WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
     "unknown key": ({"seedz": [1]}, (), ("seedz", "did you mean 'seeds'")),
+    "a required key mistyped": (
+        {"seeds": None, "sedes": [1]},
+        (),
+        ("sedes", "did you mean 'seeds'"),
+    ),
+    "seeds that are a text": ({"seeds": "1..3"}, (), ("seeds", "should be a list", "'1..3'")),
+    "no seeds": ({"seeds": []}, (), ("seeds", "should have at least 1 entry")),
+    "a mistyped base": ({"base": "bse.toml"}, (), ("base: ", "bse.toml", "can't be read")),
+    "a folder of rows that is not there": (
+        {"setting": [{"name": "hub", "set": {"data": {"tasks": ["sst2"], "root": "/nowhere"}}}]},
+        (),
+        ("hub/fedavg", "data.root", "/nowhere/sst2/train.parquet"),
+    ),
     "unknown key of a run": (
         {"run": [{"strategy": "fedavg", "sett": {}}]},
         (),
@@ -329,6 +343,26 @@ def test_tuning_is_kept_its_grid_may_grow_and_it_can_be_left_out(
     said = suite("--no-tune", "--seeds", "8", **entry, **tuned(RATES))
     assert said.code == 0, said
     assert "tune " not in said.out
+
+
+def test_a_value_that_failed_before_it_began_is_tried_again(
+    suite: Callable[..., Said], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = {"run": [{"strategy": "fedavg"}]}
+    with monkeypatch.context() as patched:
+        patched.setattr("atlas_flwr.apps.server.prepare", _refuse)
+        said = suite(**entry, **tuned(RATES))
+    assert said.code == 1
+    assert "the same command runs them again" in said.err
+    assert "not the tuned values" not in said.err
+    assert "atlas table" not in said.out  # of no row
+    again = suite(**entry, **tuned(RATES))
+    assert again.code == 0, again
+    assert len(rows_of(out)) == 1
+
+
+def _refuse(*_: Any) -> None:
+    raise DataError("the rows are gone")
 
 
 def test_a_value_that_fails_has_no_score_and_is_not_tried_again(

@@ -12,7 +12,10 @@ from atlas_flwr.apps.catalogue import plain_table
 from atlas_flwr.apps.prepare import check_names
 from atlas_flwr.apps.suites.folders import is_finished, status
 from atlas_flwr.config.suite_cells import Cell, Suite
-from atlas_flwr.errors import ConfigError
+from atlas_flwr.data.load import load_rows
+from atlas_flwr.data.tasks import TaskSpec
+from atlas_flwr.errors import ConfigError, DataError
+from clients.site import task_specs
 
 
 def check_suite(suite: Suite, out: Path) -> list[Cell]:
@@ -20,6 +23,7 @@ def check_suite(suite: Suite, out: Path) -> list[Cell]:
 
     Raises:
         ConfigError: A run's config is wrong.
+        DataError: Rows that lie on this machine are missing or wrong.
         ResultError: A folder holds a finished run of another config.
     """
     tuning, cells = suite.tuning(), suite.cells()
@@ -29,11 +33,31 @@ def check_suite(suite: Suite, out: Path) -> list[Cell]:
             _check_mirror(cell)
         except ConfigError as error:
             raise ConfigError(f"{cell.setting}/{cell.label}: {error}") from error
+    _check_rows(cells)
     # The values of tuned keys are not known yet.
     tuned = {key for cell in tuning for key in cell.values}
     for cell in (*tuning, *cells):
         is_finished(out / cell.folder, cell.config, () if cell.tuning else tuned)
     return [*tuning, *cells]
+
+
+def _check_rows(cells: Sequence[Cell]) -> None:
+    """Read each task once, as the first run that has it will; the hub is not asked.
+
+    Else every run would fail of it, one after the other.
+    """
+    seen: set[tuple[TaskSpec, str | None]] = set()
+    for cell in cells:
+        root = cell.config.data.root
+        for spec in task_specs(cell.config).values():
+            here = spec.package is not None or spec.path is not None or root is not None
+            if not here or (spec, root) in seen:
+                continue
+            seen.add((spec, root))
+            try:
+                load_rows(spec, root, cell.config.run.seed)
+            except DataError as error:
+                raise DataError(f"{cell.setting}/{cell.label}: {error}") from error
 
 
 def _check_mirror(cell: Cell) -> None:

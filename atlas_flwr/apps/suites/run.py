@@ -68,7 +68,7 @@ def run_suite(suite: Suite, out: Path, console: Console, jobs: int = 1) -> None:
         finally:
             console.print(suite_table(in_order(suite, files.rows)))
             console.print(Text(str(out / "results.csv"), style="bold"), soft_wrap=True)
-        for line in _next_commands(out):
+        for line in _next_commands(out) if files.rows else ():
             console.print(Text(line), soft_wrap=True)
         runner.report()
 
@@ -89,6 +89,7 @@ class _Runner:
     def __init__(self, files: SuiteFiles, view: SuiteView, crew: Crew) -> None:
         self.files, self.view, self.crew = files, view, crew
         self.failures: list[str] = []
+        self._failed_tuning: list[Cell] = []
         self._suite, self._out = files.suite, files.out
         self._tuning = self._suite.tuning()
         # Seed by seed: a suite that is stopped half-way compares all labels on the seeds it has.
@@ -129,7 +130,8 @@ class _Runner:
         for line in self.failures:
             self.view.say(f"failed  {line}", "bold red")
         again = "the same command runs them again"
-        if any(line.startswith("tune ") for line in self.failures):
+        # What was refused before it began left no folder, and is tried again.
+        if any(status(self._out / cell.folder) == "failed" for cell in self._failed_tuning):
             again += ", but not the tuned values"
         raise RunFailed(f"{len(self.failures)} failed; {again}")
 
@@ -188,6 +190,7 @@ class _Runner:
         self.view.end(ended.cell, f"failed: {ended.error}", "bold red")
         self.failures.append(f"{ended.cell.title}: {ended.error}")
         if ended.cell.tuning:
+            self._failed_tuning.append(ended.cell)
             self._scored(ended.cell, self.files.score(ended.cell, ended.error))
 
     def _done(self, cell: Cell, took: str, seconds: float | None = None) -> None:

@@ -103,7 +103,7 @@ def client_map(runs: Sequence[SuiteRun], setting: str) -> HeatMap | None:
     seeds = max(len(each) for found in cells.values() for each in found.values())
     return HeatMap(
         name="clients",
-        title=f"Each client's accuracy: {setting}",
+        title=f"Each client's own accuracy: {setting}",
         caption=(
             "After the last round, on the client's own validation rows"
             + (f"; mean over {seeds} seeds." if seeds > 1 else "; one seed.")

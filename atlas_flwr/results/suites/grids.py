@@ -177,7 +177,7 @@ def _cost(found: Analysis) -> Grid:
         )
     if found.notes:
         caption += " " + " ".join(found.notes)
-    title = "Cost" + (f", and when {found.target:g} is reached" if asked else "")
+    title = "Cost" + (f", and when {found.target:g} is reached on own rows" if asked else "")
     return Grid("cost", title, columns, sections, caption)
 
 

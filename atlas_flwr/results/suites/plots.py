@@ -131,11 +131,12 @@ def _by_round(
             f"{setting}: {gone} of {len(runs)} runs have no run directory: not in curves"
         )
     size = curve_size(len(curves))
-    title = f"{heading(key)}: {setting}"
+    own = f"own_{key}"  # of each client's own slice: what is measured every round
+    title = f"{heading(own)}: {setting}"
     paths = []
     for axis in AXES if curves else ():
-        draw_axis = partial(draw_curves, found=curves, axis=axis, title=title, unit=words(key))
-        paths.append(sheet.draw(f"{key}-by-{axis}{ending}", size, draw_axis))
+        draw_axis = partial(draw_curves, found=curves, axis=axis, title=title, unit=words(own))
+        paths.append(sheet.draw(f"own-{key}-by-{axis}{ending}", size, draw_axis))
     clients = client_map(runs, setting)
     if clients is not None:
 

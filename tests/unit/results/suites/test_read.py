@@ -308,8 +308,8 @@ def test_pictures_of_a_whole_suite_at_their_dots(whole: Path, tmp_path: Path) ->
     paths, missing = write_suite_plots(runs, found, Sheet(tmp_path / "p", dpi=60))
     assert missing == []
     assert [path.name for path in paths] == [
-        "accuracy-by-round.png",
-        "accuracy-by-bytes.png",
+        "own-accuracy-by-round.png",
+        "own-accuracy-by-bytes.png",
         "clients.png",
         "final-accuracy.png",
         "accuracy-against-bytes.png",

@@ -174,11 +174,14 @@ class Clustered(EqualRankRule):
         in FedAvg. Who never trained follows from its seeded start.
         """
         drawn, known = self.stepping(before), sorted(before.clusters)
+        absent = [p for p in known if p not in drawn]
+        if not absent:
+            return stepped
         weights = self.weights(before, known)
         at = [known.index(p) for p in drawn]
         rows = np.array([before.sizes[p] for p in drawn], np.float64)
         bodies, heads, tails = {**stepped.bodies}, {**stepped.heads}, {**stepped.tails}
-        for client in (p for p in known if p not in drawn):
+        for client in absent:
             joined = weights[known.index(client), at]
             leaders = [p for p, weight in zip(drawn, joined, strict=True) if weight > 0]
             if not leaders:

@@ -228,7 +228,7 @@ def in_words(path: str, refusal: Mapping[str, Any]) -> str:
     """Return a refusal of pydantic's as ``path: what must hold, got value``."""
     kind, value = refusal["type"], refusal["input"]
     if kind in ("tuple_type", "list_type"):
-        return f"{path}: {as_list(path, value)}, got {value!r}"
+        return f"{path}: {_as_list(path, value)}, got {value!r}"
     if kind == "too_short":
         least = refusal["ctx"]["min_length"]
         entries = "entry" if least == 1 else "entries"
@@ -237,7 +237,7 @@ def in_words(path: str, refusal: Mapping[str, Any]) -> str:
     return f"{path}: {message[0].lower()}{message[1:]}, got {value!r}"
 
 
-def as_list(path: str, value: Any) -> str:
+def _as_list(path: str, value: Any) -> str:
     """Return how a list is written, with the user's own value in it."""
     if isinstance(value, Mapping):
         return f"is a list of tables: write [[{path}]], with two brackets"

@@ -16,7 +16,10 @@ PAGE = Path(__file__).parents[3] / "docs" / "atlas.md"
     tables(),
     ids=[
         f"{name}{tasks}"
-        for name in ("even, six seeds", "even, one seed", "skewed", "skewed, one seed")
+        for name in (
+            *("even, six seeds", "even, three seeds", "even, one seed"),
+            *("skewed, six seeds", "skewed, three seeds"),
+        )
         for tasks in ("", ", task by task")
     ],
 )

@@ -339,6 +339,9 @@ def test_tuning_is_kept_its_grid_may_grow_and_it_can_be_left_out(
     said = suite("--only", "fedavg", "--seeds", "2", **entry, **tuned([*RATES, 0.02]))
     assert said.code == 0, said
     assert said.out.count("finished before") == 2
+    chosen = json.loads((out / "tuned.json").read_text())["pairs"]["two/fedavg"]["chosen"]
+    at_the_end = chosen["train.learning-rate"] in (min(RATES), 0.02)
+    assert ("is an end of its grid in [tune]" in " ".join(said.out.split())) == at_the_end
     assert before.items() <= stamps(out).items()
     said = suite("--no-tune", "--seeds", "8", **entry, **tuned(RATES))
     assert said.code == 0, said

@@ -44,6 +44,28 @@ def test_every_format_goes_to_the_terminal(atlas: Callable[..., Said]) -> None:
             assert "no run directory beside" in " ".join(said.out.replace("\n", " ").split())
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("t.tex", r"\toprule"), ("t.MD", "| ---: |"), ("t.csv", "t_p"), ("t", "┃"), ("t.txt", "┃")],
+)
+def test_a_file_s_ending_is_its_format(
+    atlas: Callable[..., Said], tmp_path: Path, name: str, told: str
+) -> None:
+    assert atlas("table", SUITES[0], "--out", tmp_path / name).code == 0
+    assert told in (tmp_path / name).read_text()
+    assert atlas("table", SUITES[0], "--format", "md", "--out", tmp_path / name).code == 0
+    assert "| ---: |" in (tmp_path / name).read_text()
+
+
+def test_plain_text_marks_the_best_mean(atlas: Callable[..., Said], tmp_path: Path) -> None:
+    file = RESULTS / "atlas_glue_gpu.csv"
+    labels = ("--only", "atlas", "--only", "local_only", "--setting", "iid")
+    assert atlas("table", file, *labels, "--out", tmp_path / "t").code == 0
+    scores = (tmp_path / "t").read_text().split("Difference")[0].splitlines()
+    assert [line.split()[1] for line in scores if " * │" in line] == ["atlas"]
+    assert "*: the highest" in " ".join(scores)
+
+
 def test_pictures_of_a_bare_file_and_what_is_left_out(
     atlas: Callable[..., Said], tmp_path: Path
 ) -> None:

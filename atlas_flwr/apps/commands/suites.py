@@ -37,13 +37,16 @@ def table(
         float | None, typer.Option(help="Rounds and bytes until this is reached, e.g. 0.70")
     ] = None,
     form: Annotated[
-        Literal["text", "md", "latex", "csv"], typer.Option("--format", help="How to write it")
-    ] = "text",
+        Literal["text", "md", "latex", "csv"] | None,
+        typer.Option(
+            "--format", help="How to write it \\[default: by --out's ending .md, .tex, .csv; text]"
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write to this file \\[default: print]")] = None,
 ) -> None:
     """Compare a suite's strategies over seeds: means, differences, tests, cost.
 
-    Example: atlas table runs/glue --baseline fedavg --target 0.7 --format latex --out glue.tex
+    Example: atlas table runs/glue --baseline fedavg --target 0.7 --out glue.tex
     """
     from atlas_flwr.results.suites import formats  # noqa: PLC0415 - pandas
     from atlas_flwr.results.suites.compared import analyse  # noqa: PLC0415
@@ -51,15 +54,11 @@ def table(
 
     runs = chosen(read_suites(suites), setting or [], only or [])
     found = analyse(runs, metric, baseline, target)
-    if form == "text" and out is None:
+    if form in (None, "text") and out is None:
         Console().print(formats.to_rich(found))
         return
-    text = {
-        "text": formats.to_text,
-        "md": formats.to_markdown,
-        "latex": formats.to_latex,
-        "csv": formats.to_csv,
-    }[form](found)
+    ending = out.suffix.lower() if out else ""
+    text = formats.FORMATS[form or formats.BY_ENDING.get(ending, "text")](found)
     if out is None:
         typer.echo(text, nl=False)
         return

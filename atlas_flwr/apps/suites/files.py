@@ -142,3 +142,23 @@ def choose(scores: Sequence[Score]) -> Values | None:
     middle = (len(scores) - 1) / 2
     _, best = max(there, key=lambda item: (item[1]["accuracy"], -abs(item[0] - middle)))
     return dict(best["values"])
+
+
+def at_the_end(chosen: Values, scores: Sequence[Score]) -> list[str]:
+    """Return the keys whose chosen number is the least or the greatest of three or more tried.
+
+    What lies beyond may be better. Keys of other values than numbers have no ends.
+
+    >>> tried = [{"values": {"train.learning-rate": rate}} for rate in (1e-4, 1e-3, 1e-2)]
+    >>> at_the_end({"train.learning-rate": 1e-2}, tried)
+    ['train.learning-rate']
+    >>> at_the_end({"train.learning-rate": 1e-3}, tried)
+    []
+    """
+    found = []
+    for key, value in chosen.items():
+        tried = {score["values"][key] for score in scores}
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in tried)
+        if numbers and len(tried) > 2 and value in (min(tried), max(tried)):
+            found.append(key)
+    return found

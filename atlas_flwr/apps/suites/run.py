@@ -11,7 +11,7 @@ from rich.text import Text
 
 from atlas_flwr.apps.suites.check import check_suite
 from atlas_flwr.apps.suites.crew import Children, Crew, Ended, InProcess
-from atlas_flwr.apps.suites.files import Score, SuiteFiles, choose, claimed
+from atlas_flwr.apps.suites.files import Score, SuiteFiles, at_the_end, choose, claimed
 from atlas_flwr.apps.suites.folders import (
     difference,
     in_order,
@@ -209,9 +209,17 @@ class _Runner:
         if not all(folder in self._scores for folder in folders):
             return
         self._waiting.remove(pair)
-        if not self.files.choose(cell, [self._scores[folder] for folder in folders]):
+        scores = [self._scores[folder] for folder in folders]
+        if not self.files.choose(cell, scores):
             self.failures.append(f"{'/'.join(pair)}: no value of [tune] has a score")
             return
+        for key in at_the_end(self.files.choices[pair], scores):
+            value = self.files.choices[pair][key]
+            self.view.say(
+                f"{'/'.join(pair)}: {key} = {value:g} is an end of its grid in [tune]; what lies "
+                "beyond may be better",
+                "yellow",
+            )
         chosen = {c.folder: c for c in self._suite.cells(self.files.choices, pair)}
         for place in chosen.values():
             is_finished(self._out / place.folder, place.config)

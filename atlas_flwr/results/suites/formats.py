@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import rich.table
@@ -14,6 +14,9 @@ from rich.console import Console, Group, RenderableType
 
 from atlas_flwr.results.suites.compared import Analysis, Line
 from atlas_flwr.results.suites.grids import Grid, Text, grids
+
+BEST = "*"
+"""Marks the best mean of a setting in plain text."""
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -36,7 +39,7 @@ _LATEX = {
 def to_rich(found: Analysis) -> RenderableType:
     """Return the tables for the terminal."""
     shown: list[RenderableType] = []
-    for grid in grids(found):
+    for grid in grids(found, BEST):
         table = rich.table.Table(
             title=rich.text.Text(grid.title, style="bold"),
             title_justify="left",
@@ -49,9 +52,14 @@ def to_rich(found: Analysis) -> RenderableType:
             if heading is not None:
                 table.add_row(rich.text.Text(heading, style="bold"))
             for row in rows:
-                table.add_row(*(rich.text.Text(c.text, "bold" if c.bold else "") for c in row))
+                table.add_row(*map(_rich_cell, row))
         shown += [table, rich.text.Text(f"{grid.caption}\n", style="dim")]
     return Group(*shown)
+
+
+def _rich_cell(cell: Text) -> rich.text.Text:
+    # A file and many a terminal know no bold.
+    return rich.text.Text(f"{cell.text} {BEST}", "bold") if cell.bold else rich.text.Text(cell.text)
 
 
 def to_text(found: Analysis) -> str:
@@ -177,3 +185,13 @@ def _csv_row(found: Analysis, line: Line) -> dict[str, Any]:
         "rounds_to_target": of(target, "rounds"),
         "bytes_to_target": of(target, "bytes"),
     }
+
+
+FORMATS: dict[str, Callable[[Analysis], str]] = {
+    "text": to_text,
+    "md": to_markdown,
+    "latex": to_latex,
+    "csv": to_csv,
+}
+BY_ENDING = {".md": "md", ".tex": "latex", ".csv": "csv"}
+"""Formats by the ending of the file they are written to."""

@@ -45,15 +45,20 @@ class Grid:
     caption: str
 
 
-def grids(found: Analysis) -> list[Grid]:
-    """Return the tables of an analysis: the scores, the differences, the cost."""
-    shown = [_scores(found)]
+def grids(found: Analysis, mark: str = "bold") -> list[Grid]:
+    """Return the tables of an analysis: the scores, the differences, the cost.
+
+    Args:
+        found: The analysis.
+        mark: What the best mean is marked by, for the caption.
+    """
+    shown = [_scores(found, mark)]
     if len(found.labels) > 1:
         shown.append(_differences(found))
     return [*shown, _cost(found)]
 
 
-def _scores(found: Analysis) -> Grid:
+def _scores(found: Analysis, mark: str) -> Grid:
     """Rows: labels; columns: settings."""
     rows = []
     for label in found.labels:
@@ -64,7 +69,7 @@ def _scores(found: Analysis) -> Grid:
         rows.append(cells)
     side = "lowest" if less_is_better(found.metric) else "highest"
     caption = (
-        f"Mean ± sample standard deviation over seeds, (n) their number; bold: the {side} mean. "
+        f"Mean ± sample standard deviation over seeds, (n) their number; {mark}: the {side} mean. "
         "One seed has no spread."
     )
     columns = ("strategy", *found.settings)
@@ -91,9 +96,9 @@ def _differences(found: Analysis) -> Grid:
         f"Label minus {found.baseline}, paired by seed, n pairs; [ ] {percent} confidence interval "
         f"(t). p: paired t-test, p signed-rank: Wilcoxon, exact; both after Holm's correction over "
         f"all tests shown ({_family(found)}). g: mean over standard deviation of the differences, "
-        "bias-corrected (Hedges); r: matched rank-biserial. W-L-T: seeds in which it is higher, "
-        f"lower, equal{' (lower is better)' if less else ''}. n = 1 can't be tested; same: every "
-        "seed has the same difference, so t is undefined."
+        "bias-corrected (Hedges), from three pairs on; r: matched rank-biserial. W-L-T: seeds in "
+        f"which it is higher, lower, equal{' (lower is better)' if less else ''}. n = 1 can't be "
+        "tested; same: every seed has the same difference, so t is undefined."
     )
     columns = (
         *("strategy", "n", "difference", "p", "p signed-rank", "g", "r", "W-L-T"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from atlas_flwr.apps.suites.files import SuiteFiles
+from atlas_flwr.apps.suites.files import SuiteFiles, at_the_end
 from atlas_flwr.apps.suites.folders import set_aside
 from atlas_flwr.apps.suites.run import choose
 from atlas_flwr.config.suite_cells import Suite, load_suite
@@ -29,6 +30,23 @@ def test_the_highest_score_then_the_middle(
 ) -> None:
     scores = [{"values": {"k": i}, "accuracy": score} for i, score in enumerate(accuracies)]
     assert choose(scores) == (None if chosen is None else {"k": chosen})
+
+
+@pytest.mark.parametrize(
+    ("tried", "chosen", "told"),
+    [
+        ([1, 2, 3], 3, True),
+        ([2, 3, 1], 1, True),
+        ([1, 2, 3], 2, False),
+        ([1, 2], 2, False),  # both are ends
+        ([3, 3, 1], 3, False),
+        (["a", "b", "c"], "a", False),
+        ([False, True, 2], True, False),
+    ],
+)
+def test_a_choice_at_the_end_of_its_grid(tried: list[Any], chosen: Any, told: bool) -> None:
+    scores = [{"values": {"k": value, "other": 0}} for value in tried]
+    assert at_the_end({"k": chosen, "other": 0}, scores) == (["k"] if told else [])
 
 
 def test_what_is_put_aside_never_lands_on_another(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +64,26 @@ def memory(cgroups: Path = CGROUPS) -> Memory:
             held = max(0, used - _cache(cgroups / stat_file))
             return Memory(min(int(host.available), max(0, limit - held)), limit)
     return Memory(int(host.available), int(host.total))
+
+
+def peak_resident(status: Path = Path("/proc/self/status")) -> int:
+    """Return the most that this process ever had resident, in bytes.
+
+    Linux's ``getrusage`` is no answer: a process that was started by a larger one begins with the
+    peak of that one (its ``ru_maxrss`` survives ``exec``), so the kernel's mark of the memory that
+    is this program's own is read, where it is shown.
+
+    Args:
+        status: Where the kernel shows that mark, as ``VmHWM``.
+    """
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    if mark := re.search(r"^VmHWM:\s*(\d+) kB$", _text(status), flags=re.MULTILINE):
+        return int(mark[1]) * 1024
+    import resource  # noqa: PLC0415 - the module does not exist on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
 def _number(path: Path) -> int | None:

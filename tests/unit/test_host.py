@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
 from atlas_flwr import host
+from atlas_flwr.host import peak_resident
 
 GB = 10**9
 TWO = ("memory.max", "memory.current", "memory.stat")
@@ -64,3 +67,32 @@ def test_a_quota_bounds_the_cores(
 
 def test_cores_are_those_that_may_be_used() -> None:
     assert 1 <= host.cores() <= len(os.sched_getaffinity(0))
+
+
+_CHILD = "from atlas_flwr.host import peak_resident; print(peak_resident())"
+_PARENT = f"""
+import subprocess, sys
+held = bytearray(400 * 2**20)
+held[::4096] = b"x" * len(held[::4096])
+print(subprocess.check_output([sys.executable, "-c", {_CHILD!r}], text=True))
+from atlas_flwr.host import peak_resident
+print(peak_resident())
+"""
+
+
+def test_a_peak_is_not_that_of_the_process_that_started_it() -> None:
+    """A suite, a notebook or a test that holds much starts processes whose memory is measured."""
+    said = subprocess.check_output([sys.executable, "-c", _PARENT], text=True).split()
+    child, parent = map(int, said)
+    assert 2**20 < child < 300 * 2**20
+    assert 400 * 2**20 < parent < 700 * 2**20
+
+
+def test_a_peak_where_the_kernel_shows_no_mark(tmp_path: Path) -> None:
+    import resource  # noqa: PLC0415 - not on Windows
+
+    least = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    factor = 1 if sys.platform == "darwin" else 1024
+    assert peak_resident(tmp_path / "status") >= least * factor
+    (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t    2128 kB\nVmRSS:\t 5 kB\n")
+    assert peak_resident(tmp_path / "status") == 2128 * 1024

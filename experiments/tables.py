@@ -1,4 +1,4 @@
-"""The tables of docs/atlas.md, from the committed rows: ``python -m experiments.tables``."""
+"""The tables of README and docs/atlas.md, from committed rows: ``python -m experiments.tables``."""
 
 from __future__ import annotations
 
@@ -108,6 +108,28 @@ def _tasks(runs: Sequence[SuiteRun]) -> list[str]:
     return [*tasks, f"{_mean(runs, 'f1_mrpc'):.3f}", f"{_mean(runs, 'learning_rate'):g}"]
 
 
+SUMMARY = {
+    "each client alone (`local_only`)": ("local_only", "local_only"),
+    "one mean a found cluster (`cluster_fedavg`)": ("cluster_fedavg", "cluster_fedavg_adjusted"),
+    "`atlas`": ("atlas", "atlas_adjusted"),
+    "all rows in one place (`centralised`)": ("centralised", "centralised"),
+}
+"""README's lines: what they are called, their labels under even and under skewed labels."""
+
+
+def summary(seeds: Sequence[int] = range(42, 48)) -> str:
+    """Return README's table: accuracy and that of the worst client, means over the seeds."""
+    runs = {(run.setting, run.label, run.seed): run for run in read_suites([ROWS])}
+    lines = [["", *["even labels", "worst client", "skewed labels", "worst client"]], ["---"] * 5]
+    for name, labels in SUMMARY.items():
+        cells = [name]
+        for setting, label in zip(("iid", "dirichlet"), labels, strict=True):
+            own = [runs[setting, label, seed] for seed in seeds]
+            cells += [f"{_mean(own, key):.3f}" for key in ("accuracy", "worst_client_accuracy")]
+        lines.append(cells)
+    return "".join(f"| {' | '.join(line)} |\n".replace("|  |", "| |") for line in lines)
+
+
 def _mean(runs: Sequence[SuiteRun], key: str) -> float:
     return fmean(float(run.values[key]) for run in runs)
 
@@ -125,4 +147,4 @@ def tables() -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(tables()))
+    print("\n".join([summary(), *tables()]))

@@ -1,4 +1,4 @@
-"""The tables of the ATLAS page are those of the committed rows."""
+"""The tables of README and of the ATLAS page are those of the committed rows."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.tables import tables
+from experiments.tables import summary, tables
 
-PAGE = Path(__file__).parents[3] / "docs" / "atlas.md"
+ROOT = Path(__file__).parents[3]
+PAGE = ROOT / "docs" / "atlas.md"
 
 
 @pytest.mark.parametrize(
@@ -26,3 +27,8 @@ PAGE = Path(__file__).parents[3] / "docs" / "atlas.md"
 def test_the_page_has_the_numbers_of_the_rows(table: str) -> None:
     assert len(table.splitlines()) > 4
     assert table in PAGE.read_text(encoding="utf-8")
+
+
+def test_readme_has_the_numbers_of_the_rows() -> None:
+    assert len(summary().splitlines()) == 6
+    assert summary() in (ROOT / "README.md").read_text(encoding="utf-8")

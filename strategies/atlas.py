@@ -221,6 +221,15 @@ class AtlasNoLaplacian(Allocated, FingerprintClustered):
     options: PrintedRankOptions
     summary = "atlas at η = 0: local training (an ablation)"
 
+    def check(self) -> None:
+        """Refuse weights of a mean that is never taken."""
+        super().check()
+        if self.options.weights != "rows":
+            raise ConfigError(
+                f"strategy.options.weights: '{self.options.weights}' changes nothing where no step "
+                "is taken; remove it, or use strategy 'atlas'"
+            )
+
     def eta_of(self, state: State, partition: int) -> float:
         """Take no step."""
         return 0.0

@@ -92,15 +92,19 @@ class ClusterMeans(EqualRankRule):
         tally, noted = Tally(self.fold), state
         for update in updates:
             noted = self.note(noted, update)
-            now, partition, weight = self.at(noted), update.partition, update.report.num_examples
+            now, partition, weight = self.at(noted), update.partition, self.weight(noted, update)
             body, group = self.received(noted, update), now.body_key(partition)
             tally.body(group, body, weight)
             tally.products(group, self.effective(noted, partition, body), weight)
             tally.head(now.head_key(partition), update.parts.head, weight)
         return tally, noted
 
+    def weight(self, state: State, update: Update) -> float:
+        """Return what an answer counts for in its cluster: its rows."""
+        return update.report.num_examples
+
     def merge(self, state: State, updates: Iterator[Update]) -> State:
-        """Fold the answers: the example-weighted mean of each cluster."""
+        """Fold the answers: the weighted mean of each cluster."""
         return Method.merge(self, state, updates)
 
     def step(
@@ -139,6 +143,10 @@ class ClusterFedAvg(ClusterMeans, FingerprintClustered):
     """
 
     summary = "FedAvg of A, B and heads inside clusters found from fingerprints"
+
+    def weight(self, state: State, update: Update) -> float:
+        """Return the client's rows, or how many rows of even classes tell as much."""
+        return self.sizes_of(state, [update.partition])[0]
 
     def merge(self, state: State, updates: Iterator[Update]) -> State:
         """Find clusters, place late-comers, or average inside clusters."""

@@ -59,6 +59,10 @@ class Clustered(EqualRankRule):
             return sorted(state.sizes)
         return [p for p in sorted(state.sizes) if state.trained[p] == state.round]
 
+    def sizes_of(self, state: State, present: Sequence[int]) -> list[float]:
+        """Return what each client counts for in means: its rows."""
+        return [float(state.sizes[p]) for p in present]
+
     def weights(self, state: State, present: Sequence[int]) -> Float:
         """Return the weight in [0, 1] at which each pair is joined: 1 inside a cluster."""
         return within(ones(len(present)), [state.clusters[p] for p in present])
@@ -69,7 +73,7 @@ class Clustered(EqualRankRule):
 
     def graph(self, state: State, present: Sequence[int]) -> Float:
         """Return the graph of the clients that have trained, for η up to 1."""
-        sizes = [float(state.sizes[p]) for p in present]
+        sizes = self.sizes_of(state, present)
         return size_weighted(sizes, [state.clusters[p] for p in present])
 
     def moved(
@@ -141,7 +145,7 @@ class Clustered(EqualRankRule):
         """
         present = self.stepping(state)
         edges = self.graph(state, present)
-        sizes = [float(state.sizes[p]) for p in present]
+        sizes = self.sizes_of(state, present)
         shorter = _shrunk(edges, [self.eta_of(state, p) for p in present])
         moved = self.moved(state, present, shorter, sizes)
         shorter = _shrunk(edges, [self.head_eta_of(state, p) for p in present])
@@ -179,7 +183,7 @@ class Clustered(EqualRankRule):
             return stepped
         weights = self.weights(before, known)
         at = [known.index(p) for p in drawn]
-        rows = np.array([before.sizes[p] for p in drawn], np.float64)
+        rows = np.array(self.sizes_of(before, drawn), np.float64)
         bodies, heads, tails = {**stepped.bodies}, {**stepped.heads}, {**stepped.tails}
         for client in absent:
             joined = weights[known.index(client), at]

@@ -10,8 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from atlas_flwr.aggregation.information import informative_rows
 from atlas_flwr.errors import ConfigError
-from atlas_flwr.fingerprint.prints import class_rows
+from atlas_flwr.fingerprint.prints import class_rows, mixes_apart
 from atlas_flwr.fingerprint.privacy import epsilon
 from atlas_flwr.fingerprint.sketch import layout
 from atlas_flwr.results.record import Measured
@@ -48,6 +49,9 @@ class FingerprintOptions(AskingOptions):
     noise: Amount = 0.0
     """σ of the Gaussian mechanism on the fingerprint, in units of what one row's text can change
     (``clusters.json`` says what ε that is for one row's text); 0 is none."""
+    weights: Literal["rows", "information"] = "rows"
+    """What a client counts for in its cluster: its ``rows``, or how many rows of even classes tell
+    as much as its own (``information``): where one class is all it has, next to nothing."""
     label_mix: Literal["even", "cluster"] = "even"
     """What a model's own logits fit under ``train.logit-adjustment``: ``even`` classes, or those of
     the ``cluster``'s rows together, which fingerprints tell and its clients are told."""
@@ -61,12 +65,22 @@ class FingerprintOptions(AskingOptions):
                 f"clip: {self.clip:g} is not for fingerprint = '{self.fingerprint}'; remove it, or "
                 "set strategy.options.fingerprint = 'class_means'"
             )
-        if self.label_mix == "cluster" and (self.noise or self.fingerprint != "class_means"):
-            raise ValueError(
-                "label-mix: 'cluster' needs the rows of each class, which fingerprint = "
-                "'class_means' tells without noise; set those, or label-mix = 'even'"
-            )
+        for option, value, other in self.of_counts():
+            if self.noise or self.fingerprint != "class_means":
+                raise ValueError(
+                    f"{option}: '{value}' needs the rows of each class, which fingerprint = "
+                    f"'class_means' tells without noise; set those, or {option} = '{other}'"
+                )
         return self
+
+    def of_counts(self) -> list[tuple[str, str, str]]:
+        """Return options that read the rows of each class, as they are, and what does without."""
+        found = []
+        if self.label_mix == "cluster":
+            found.append(("label-mix", "cluster", "even"))
+        if self.weights == "information":
+            found.append(("weights", "information", "rows"))
+        return found
 
 
 class Asking(Clustered):
@@ -195,21 +209,21 @@ class FingerprintClustered(Asking):
     options: FingerprintOptions
 
     def check(self) -> None:
-        """Refuse a cluster's label mix that nobody adds, or that fingerprints don't tell whole."""
+        """Refuse a cluster's label mix that nobody adds, and counts that nobody is told."""
         super().check()
-        if self.options.label_mix == "even":
-            return
-        if not self.setting.adjusts:
+        if self.options.label_mix == "cluster" and not self.setting.adjusts:
             raise ConfigError(
                 "strategy.options.label-mix: 'cluster' changes nothing without adjusted logits; "
                 "set train.logit-adjustment = 1, or label-mix = 'even'"
             )
         most = max(self.setting.num_labels.values())
-        if (held := layout(self.setting.features or 1, most)[0]) < most:
-            raise ConfigError(
-                f"strategy.options.label-mix: 'cluster', but a fingerprint holds {held} of {most} "
-                "classes; set 'even'"
-            )
+        held = layout(self.setting.features or 1, most)[0]
+        for option, value, other in self.options.of_counts():
+            if held < most:
+                raise ConfigError(
+                    f"strategy.options.{option}: '{value}', but a fingerprint holds {held} of "
+                    f"{most} classes; set '{other}'"
+                )
 
     def pooled_rows(self, state: State, partition: int) -> tuple[int, ...]:
         """Return the rows of each class in the client's cluster, by its fingerprints."""
@@ -219,6 +233,12 @@ class FingerprintClustered(Asking):
         return class_rows(
             [state.prints[p] for p in sorted(state.prints) if state.clusters[p] == own]
         )
+
+    def sizes_of(self, state: State, present: Sequence[int]) -> list[float]:
+        """Return rows, or how many rows of even classes tell as much by the fingerprints."""
+        if self.options.weights == "rows":
+            return super().sizes_of(state, present)
+        return [informative_rows(class_rows([state.prints[p]])) for p in present]
 
     def find(self, prints: Mapping[int, Tensors]) -> tuple[dict[int, int], Mapping[str, Any]]:
         """Return the cluster of each partition, and how the clusters were found."""
@@ -236,8 +256,10 @@ class FingerprintClustered(Asking):
         return found.place(new, prints, clusters, self.spaces())
 
     def told(self, state: State, rows: Mapping[int, int]) -> State:
-        """Return the state with what the noise is worth in its record."""
+        """Return the state with the label mixes, or what noise is worth, in its record."""
         state = super().told(state, rows)
+        if self.options.fingerprint == "class_means" and not self.options.noise:
+            return replace(state, found={**state.found, **self._mixes(state)})
         if not self.options.noise:
             return state
         every, times = self.options.every, 1
@@ -246,6 +268,19 @@ class FingerprintClustered(Asking):
         spent = epsilon(self.options.noise / math.sqrt(times), DELTA)
         facts = {"noise": self.options.noise, "times": times, "delta": DELTA, "epsilon": spent}
         return replace(state, found={**state.found, "privacy": facts})
+
+    def _mixes(self, state: State) -> dict[str, Any]:
+        """Return how far label mixes are apart in each cluster, and what clients count for."""
+        known, clusters = sorted(state.prints), sorted({*state.clusters.values()})
+        apart = {
+            str(c): mixes_apart([state.prints[p] for p in known if state.clusters[p] == c])
+            for c in clusters
+        }
+        told: dict[str, Any] = {"label_mixes": {"apart": apart, "adjusted": self.setting.adjusts}}
+        if self.options.weights == "information":
+            worth = zip(known, self.sizes_of(state, known), strict=True)
+            told["informative_rows"] = {str(p): round(rows, 1) for p, rows in worth}
+        return told
 
     def print_options(self) -> dict[str, Scalar]:
         """Return the kind of fingerprint, and what hides it."""

@@ -106,8 +106,7 @@ class Walking(Allocated):
         """Return the graph in which every client counts itself: at η = 1 none overshoots."""
         if self.options.graph == "complete":
             return super().graph(state, present)
-        sizes = [float(state.sizes[p]) for p in present]
-        return self_weighted(self.weights(state, present), sizes)
+        return self_weighted(self.weights(state, present), self.sizes_of(state, present))
 
     def weights(self, state: State, present: Sequence[int]) -> Float:
         """Return the weight in [0, 1] at which each pair is joined."""

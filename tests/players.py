@@ -66,6 +66,7 @@ class Player:
         voice: Whose movements it makes; its own by default.
         moves: Parts that can move at all, whatever a stage says.
         own: How far its rows' features are from its task's, in deviations, as root mean square.
+        counts: Rows of each class of its fingerprint; as many of each by default.
         said: Dense products of its last update, as the server receives them; no deltas.
     """
 
@@ -76,6 +77,7 @@ class Player:
     voice: int | None = None
     moves: frozenset[Part] = frozenset(PARTS)
     own: float = 0.0
+    counts: tuple[int, ...] = ()
     said: Dense = field(default_factory=dict)
     _vault: dict[int, ModelParts] = field(default_factory=dict)
     _shelf: dict[int, Model] = field(default_factory=dict)
@@ -120,6 +122,8 @@ class Player:
         """Rows whose class means are the task's own."""
         task = self.setting.tasks[self.partition]
         labels = np.arange(PRINTED) % self.setting.num_labels[task]
+        if self.counts:
+            labels = np.repeat(np.arange(len(self.counts)), self.counts)
         means = rng_for(0, f"planted/{task}").normal(size=(self.setting.num_labels[task], 12))
         rng = rng_for(0, "rows", 0, self.partition)
         features = 3 * means[labels] + rng.normal(size=(len(labels), 12))

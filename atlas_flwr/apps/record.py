@@ -16,7 +16,7 @@ from atlas_flwr.config.schema import Config
 from atlas_flwr.engine.checkpoint import Commit
 from atlas_flwr.engine.files import passed
 from atlas_flwr.results.events import append_event, cut_events
-from atlas_flwr.results.found import privacy_line
+from atlas_flwr.results.lines import found_lines
 from atlas_flwr.results.provenance import provenance
 from atlas_flwr.results.ranked import ranks_line
 from atlas_flwr.results.record import (
@@ -28,7 +28,6 @@ from atlas_flwr.results.record import (
     final_scores,
     summary,
 )
-from atlas_flwr.results.steps import steps_line
 from atlas_flwr.results.store import RunWriter, prepare, read_extra, to_json
 from atlas_flwr.results.sweeps import flat
 from atlas_flwr.results.trackers import Trackers
@@ -182,7 +181,7 @@ class Recorder:
         found.pop("ranks", None)
         atomic_write(self.out / "clusters.json", to_json(found, indent=2) + "\n")
         self.tell("note", partition=None, text=f"clusters: {facts['k']}. {facts['why']}")
-        for said in filter(None, (steps_line(found), privacy_line(found))):
+        for said in found_lines(found):
             self.tell("note", partition=None, text=said)
         if ranks is not None:
             atomic_write(self.out / "ranks.json", to_json(ranks, indent=2) + "\n")

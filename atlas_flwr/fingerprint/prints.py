@@ -67,6 +67,28 @@ def class_rows(prints: Sequence[Tensors]) -> tuple[int, ...]:
     return tuple(int(rows) for rows in read(prints).rows.sum(axis=(0, 1)).round())
 
 
+def mixes_apart(prints: Sequence[Tensors]) -> float:
+    """Return how far the label mixes of two clients are apart at most, in [0, 1].
+
+    The total variation distance ``½ Σ_c |π_c − ρ_c|`` of the pair that is furthest apart, of those
+    whose rows can't have come from one mix: beyond four standard errors, ``½ √(1/n + 1/m)`` at
+    most for two classes. 0 where there is none.
+
+    Args:
+        prints: Fingerprints of one label space, of class means without noise.
+
+    Raises:
+        AggregationError: There is none, or they are broken.
+    """
+    rows = read(prints).rows.sum(axis=1)
+    rows = rows[rows.sum(axis=1) > 0]
+    total = rows.sum(axis=1)
+    share = rows / total[:, None]
+    apart = np.abs(share[:, None] - share[None]).sum(axis=2) / 2
+    error = np.sqrt(1 / total[:, None] + 1 / total[None]) / 2
+    return float(apart[apart > 4 * error].max(initial=0.0))
+
+
 def read(prints: Sequence[Tensors]) -> Prints:
     """Return the fingerprints of one label space.
 

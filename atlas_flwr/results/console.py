@@ -15,11 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from atlas_flwr.results.events import check_event
-from atlas_flwr.results.found import clusters_line, privacy_line
+from atlas_flwr.results.lines import clusters_line, found_lines
 from atlas_flwr.results.merges import last_merge
 from atlas_flwr.results.ranked import ranks_line
 from atlas_flwr.results.series import count, show, show_bytes, show_error, show_seconds
-from atlas_flwr.results.steps import steps_line
 from atlas_flwr.results.store import REPORT, read_extra
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -206,8 +205,7 @@ def print_results(console: Console, summary: Mapping[str, Any], path: Path) -> N
     """
     console.print(results_table(summary))
     clusters, ranks = (read_extra(path / f"{name}.json") for name in ("clusters", "ranks"))
-    found = (clusters_line(clusters), steps_line(clusters), privacy_line(clusters))
-    for line in (*found, ranks_line(ranks)):
+    for line in (clusters_line(clusters), *found_lines(clusters), ranks_line(ranks)):
         if line:
             console.print(Text(line), soft_wrap=True)
     # A path that is cut in two can't be copied.

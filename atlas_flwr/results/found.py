@@ -122,33 +122,6 @@ def cluster_map(run: RunResult) -> Columns | None:
     return Columns("clusters", "Clusters", caption, [str(c) for c in found], dots, kinds)
 
 
-def clusters_line(clusters: Mapping[str, Any]) -> str:
-    """Return who is with whom in one line; empty when ``clusters.json`` does not say.
-
-    >>> clusters_line({"clusters": {"0": 0, "1": 1, "2": 0, "3": 0}})
-    'clusters: 0, 2, 3 | 1'
-    """
-    members: dict[int, list[int]] = {}
-    for partition, cluster in clusters.get("clusters", {}).items():
-        members.setdefault(int(cluster), []).append(int(partition))
-    said = " | ".join(", ".join(map(str, sorted(who))) for _, who in sorted(members.items()))
-    return f"clusters: {said}" if said else ""
-
-
-def privacy_line(clusters: Mapping[str, Any]) -> str:
-    """Return what the noise on fingerprints is worth in one line; empty without noise.
-
-    >>> privacy_line({"privacy": {"epsilon": 4.377, "delta": 1e-5, "times": 1}})
-    'fingerprints: ε = 4.38 at δ = 1e-05 for the text of one row, asked once'
-    """
-    told = clusters.get("privacy")
-    if not told:
-        return ""
-    times = "once" if told["times"] == 1 else f"at most {told['times']} times"
-    worth = f"ε = {told['epsilon']:.3g} at δ = {told['delta']:g}"
-    return f"fingerprints: {worth} for the text of one row, asked {times}"
-
-
 def by_group(values: Cells, groups: Sequence[Group]) -> list[list[float | None]]:
     """Return the mean row of each group, over the numbers there are."""
     rows, found = iter(values), list[list[float | None]]()

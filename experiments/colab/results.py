@@ -14,7 +14,7 @@ import pandas as pd
 
 from atlas_flwr.apps.resume import status_of
 from atlas_flwr.errors import ResultError
-from atlas_flwr.results.found import clusters_line
+from atlas_flwr.results.lines import clusters_line
 from atlas_flwr.results.ranked import ranks_line
 from atlas_flwr.results.store import RunResult, read_run
 from atlas_flwr.results.writing import atomic_write

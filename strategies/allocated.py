@@ -69,9 +69,14 @@ class Allocated(Asking):
     def check(self) -> None:
         """Refuse ranks fixed by module, and budgets that can't hold rank 1 everywhere."""
         super().check()
-        if self.options.ranks == "fixed":
-            return
         top = self.options.max_rank
+        if self.options.ranks == "fixed":
+            if top != RankOptions().max_rank:
+                raise ConfigError(
+                    f"strategy.options.max-rank: {top} bounds ranks that are given, and ranks = "
+                    "'fixed' are lora.rank's; remove one of the two"
+                )
+            return
         for partition, base in enumerate(self.setting.ranks):
             if base > top:
                 raise ConfigError(

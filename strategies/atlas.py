@@ -15,7 +15,7 @@ from atlas_flwr.types import Job, ModelParts, Scalar, Tensors, Update
 from strategies.allocated import Allocated, PrintedRankOptions
 from strategies.base import Method, State
 from strategies.clustered import Eta
-from strategies.fingerprinted import OF_GRADIENTS, FingerprintClustered
+from strategies.fingerprinted import OF_GRADIENTS, ROWS, FingerprintClustered
 from strategies.walking import GraphOptions, Walking
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -78,6 +78,7 @@ class Stepping(Walking):
             [state.prints[p] for p in known],
             [state.clusters[p] for p in known],
             [spaces[p] for p in known],
+            [float(state.prints[p][ROWS][0]) for p in known],
         )
         etas = {p: found[state.clusters[p]] for p in known}
         by_cluster = {str(cluster): eta for cluster, eta in found.items()}
@@ -102,19 +103,17 @@ class Stepping(Walking):
     def plan(self, state: State, cohort: Sequence[int]) -> list[Job] | None:
         """Train; then, where η is chosen, let those who trained score each step."""
         if self._auto and self.exchange(state) == 1:
-            trained = [
-                p for p in cohort if state.trained.get(p) == state.round and state.sizes[p] > 1
-            ]
-            return self._score_jobs(state, trained) or None
+            return self._score_jobs(state, self._scorers(state)) or None
         return super().plan(state, cohort)
 
     def step(
         self, state: State, bodies: Mapping[str, ModelParts], heads: Mapping[str, Tensors]
     ) -> State:
-        """Take the trained models, and the step unless it has to be chosen first."""
-        if self._auto:
-            return Method.step(self, state, bodies, heads)
-        return super().step(state, bodies, heads)
+        """Take the trained models, and the step unless there is somebody to choose it first."""
+        trained = Method.step(self, state, bodies, heads)
+        if not bodies or (self._auto and self._scorers(state)):
+            return trained
+        return self.along_the_graph(trained)
 
     def merge(self, state: State, updates: Iterator[Update]) -> State:
         """Choose η from the losses that were told, and take the step."""
@@ -138,6 +137,12 @@ class Stepping(Walking):
     @property
     def _auto(self) -> bool:
         return self.options.eta == "auto"
+
+    def _scorers(self, state: State) -> list[int]:
+        """Return who has trained in this round and holds a row back: who has two rows or more."""
+        dealt = self.setting.rows
+        rows = {p: dealt[p].train if dealt else state.sizes[p] for p in state.sizes}
+        return [p for p in sorted(rows) if rows[p] > 1 and state.trained[p] == state.round]
 
     def _score_jobs(self, state: State, trained: Sequence[int]) -> list[Job]:
         """Return the jobs that score the models after each step of the grid."""

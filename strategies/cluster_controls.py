@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from atlas_flwr.errors import ConfigError
 from atlas_flwr.seeding import rng_for
 from atlas_flwr.types import Tensors
 from strategies.atlas import Atlas
@@ -17,6 +18,15 @@ class OracleCluster(Atlas):
     """The clusters are the tasks, which no server should know: the ceiling of clustering."""
 
     summary = "atlas told the true tasks as clusters (the ceiling of clustering)"
+
+    def check(self) -> None:
+        """Refuse a way to cluster: these clusters are given."""
+        super().check()
+        if (how := self.options.clustering) != "merge_test":
+            raise ConfigError(
+                f"strategy.options.clustering: '{how}' changes nothing where clusters are given; "
+                "remove it, or use strategy 'atlas'"
+            )
 
     def find(self, prints: Mapping[int, Tensors]) -> tuple[dict[int, int], Mapping[str, Any]]:
         """Return the clusters of those who answered; what they answered is not read."""

@@ -164,7 +164,9 @@ class ClusterFedAvg(ClusterMeans, FingerprintClustered):
             return after
         tally = Tally(self.fold)
         for partition in known:
-            parts, rows = self.model_for(before, partition).parts, before.sizes.get(partition, 1)
-            tally.body(new.body_key(partition), parts.without("head"), rows)
-            tally.head(new.head_key(partition), parts.head, rows)
+            parts = self.model_for(before, partition).parts
+            known_rows = replace(after, sizes={partition: 1, **before.sizes})
+            weight = self.sizes_of(known_rows, [partition])[0]
+            tally.body(new.body_key(partition), parts.without("head"), weight)
+            tally.head(new.head_key(partition), parts.head, weight)
         return replace(after, bodies=tally.bodies(), heads=tally.heads())

@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from atlas_flwr.aggregation.information import informative_rows
@@ -22,6 +23,7 @@ from strategies.base import Options, State
 from strategies.clustered import Clustered
 
 DELTA = 1e-5  # at which ε is told: well below one over the rows of a client
+ROWS = "rows"  # beside a fingerprint: how many rows it is of, which under noise it doesn't say
 OF_GRADIENTS = ("mean_gradient", "rms_gradient")  # one vector of all rows: none has a feature
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 
@@ -108,7 +110,7 @@ class Asking(Clustered):
         """Find clusters, place late-comers, or take the trained models."""
         first = next(updates, None)
         if first is None and state.phase == 0:  # nobody new answered: those known train
-            return replace(state, phase=1, asked=state.round, measured=Measured())
+            return replace(self.counted(state), measured=Measured())
         stream = updates if first is None else chain([first], updates)
         if first is not None and first.fingerprint and state.phase == 0:
             return self._known(state, stream)
@@ -185,21 +187,35 @@ class Asking(Clustered):
         """Return the state with the clusters of those who told their fingerprint."""
         new, rows = {}, {}
         for update in updates:
-            new[update.partition] = update.fingerprint
             rows[update.partition] = update.report.num_examples
+            new[update.partition] = {
+                **update.fingerprint,
+                ROWS: np.array([update.report.num_examples]),
+            }
         again = not state.prints or new.keys() & state.prints.keys()
         prints = {**state.prints, **new}
-        state = replace(state, phase=state.phase + 1, asked=state.round)
         if again:
             clusters, facts = self.find(prints)
-            state = replace(state, clusters=clusters, found=facts, clustered=state.round)
+            tails = {p: t for p, t in state.tails.items() if _stays(p, state.clusters, clusters)}
+            state = replace(state, clusters=clusters, found=facts, tails=tails)
+            state = replace(state, clustered=state.round)
         else:
             placed = self.place(new, state.prints, state.clusters)
             clusters = {**state.clusters, **placed}
             told = {str(p): cluster for p, cluster in sorted(clusters.items())}
             found_ = {**state.found, "clusters": told, "k": len(set(told.values()))}
             state = replace(state, clusters=clusters, found=found_)
-        return self.told(replace(state, prints=prints), rows)
+        return self.told(self.counted(replace(state, prints=prints)), rows)
+
+    def counted(self, state: State) -> State:
+        """Return the state after one more exchange in which fingerprints were asked for."""
+        return replace(state, phase=state.phase + 1, asked=state.round, askings=state.askings + 1)
+
+
+def _stays(partition: int, before: Mapping[int, int], after: Mapping[int, int]) -> bool:
+    """Tell whether all whom a client was clustered with still are with it."""
+    own = before.get(partition)
+    return all(after.get(p) == after.get(partition) for p, c in before.items() if c == own)
 
 
 class FingerprintClustered(Asking):
@@ -256,17 +272,23 @@ class FingerprintClustered(Asking):
         return found.place(new, prints, clusters, self.spaces())
 
     def told(self, state: State, rows: Mapping[int, int]) -> State:
-        """Return the state with the label mixes, or what noise is worth, in its record."""
+        """Return the state with what is told of label mixes in its record."""
         state = super().told(state, rows)
-        if self.options.fingerprint == "class_means" and not self.options.noise:
-            return replace(state, found={**state.found, **self._mixes(state)})
-        if not self.options.noise:
+        if self.options.fingerprint != "class_means" or self.options.noise:
             return state
-        every, times = self.options.every, 1
-        if every:  # nobody is asked more often than that
-            times += (state.round - 1) // every
-        spent = epsilon(self.options.noise / math.sqrt(times), DELTA)
-        facts = {"noise": self.options.noise, "times": times, "delta": DELTA, "epsilon": spent}
+        return replace(state, found={**state.found, **self._mixes(state)})
+
+    def counted(self, state: State) -> State:
+        """Return the state with what the noise is still worth in its record.
+
+        Whose answer was lost is asked again and draws new noise, so that exchanges count.
+        """
+        state, noise = super().counted(state), self.options.noise
+        if not noise:
+            return state
+        times = state.askings
+        spent = epsilon(noise / math.sqrt(times), DELTA)
+        facts = {"noise": noise, "times": times, "delta": DELTA, "epsilon": spent}
         return replace(state, found={**state.found, "privacy": facts})
 
     def _mixes(self, state: State) -> dict[str, Any]:

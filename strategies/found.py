@@ -67,7 +67,7 @@ def place(
     """Return the cluster of the nearest fingerprints for each late-comer.
 
     The first of its label space is a cluster of its own, and so is one that differs from every
-    cluster by more than the test that found them lets pass.
+    cluster by more than the merge test lets pass, whichever method found the clusters.
 
     Args:
         new: Their fingerprints by partition.

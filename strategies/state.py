@@ -92,6 +92,7 @@ class State:
         clusters: Cluster of each partition, once there are any.
         prints: Fingerprint of each partition.
         asked: Last round in which fingerprints were asked for.
+        askings: Exchanges in which they were, whoever answered: nobody was asked more often.
         clustered: Last round in which all were clustered anew.
         trained: Last round in which each partition trained, where the method needs it later.
         found: How the clusters were found, in plain values.
@@ -117,6 +118,7 @@ class State:
     clusters: Mapping[int, int] = field(default_factory=dict)
     prints: Mapping[int, Tensors] = field(default_factory=dict)
     asked: int = 0
+    askings: int = 0
     clustered: int = 0
     trained: Mapping[int, int] = field(default_factory=dict)
     found: Mapping[str, Any] = field(default_factory=dict)

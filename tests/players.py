@@ -97,7 +97,8 @@ class Player:
             gradient = {m: self._gradient(m, rank, f) for m, f in start.parts.adapter.items()}
             return Update(self.partition, Report(self.rows), ModelParts(adapter=gradient))
         if job.action == "train.fingerprint":
-            return Update(self.partition, Report(PRINTED), fingerprint=self._fingerprint(job))
+            measured = sum(self.counts) or PRINTED
+            return Update(self.partition, Report(measured), fingerprint=self._fingerprint(job))
         said = {"losses": self.losses(job)} if job.choices else {}
         if job.action == "train.score":
             return Update(self.partition, Report(self.rows), fingerprint=said)
@@ -133,7 +134,9 @@ class Player:
             sets, p = classes if job.options["class-wise"] else 1, int(job.options["dimensions"])
             told = subspace(features, labels, sets, p, seed=0)
         else:
-            told = summarise(features, labels, classes, seed=0, rng=rng)
+            clip, noise = (float(job.options.get(name, 0.0)) for name in ("clip", "noise"))
+            hidden = {"clip": clip or None, "noise": noise}
+            told = summarise(features, labels, classes, seed=0, rng=rng, **hidden)  # type: ignore[arg-type]
         if wanted := job.options.get("importance-rank"):
             # The first module has most of the energy in task a, the last in task b.
             modules = len(self.setting.initial_for(self.partition).adapter)
@@ -312,10 +315,13 @@ def rounds(
 
 
 def play(
-    method: Method, cohorts: Sequence[Collection[int]], players: Sequence[Player] | None = None
+    method: Method,
+    cohorts: Sequence[Collection[int]],
+    players: Sequence[Player] | None = None,
+    lose: Collection[tuple[int, str, int]] = (),
 ) -> State:
     """Return the state after all rounds."""
-    *_, last = rounds(method, cohorts, players if players is not None else crew(method))
+    *_, last = rounds(method, cohorts, players if players is not None else crew(method), lose)
     return last
 
 

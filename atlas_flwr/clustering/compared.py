@@ -55,7 +55,8 @@ def by_silhouette(
 
     Fingerprints of classes are as alike as ``exp(−effect / median effect)``, with the noise taken
     off each effect (``distance``): their label mixes play no part. Those without classes are
-    compared by the cosine of their vectors, and their halves are tested too.
+    compared by the cosine of their vectors, and their halves are tested too. Who has no two rows
+    can't be compared without its noise: it goes to the cluster of the nearest mean features.
 
     Args:
         prints: One fingerprint a client (``fingerprint.summary``).
@@ -74,6 +75,25 @@ def by_silhouette(
 
     def one(at: list[int]) -> tuple[Sequence[int], Compared]:
         own = [prints[index] for index in at]
+        known = _comparable(own)
+        if len(known) == len(own):
+            return among([*range(len(own))], own)
+        if not known:
+            why = "Nobody has two rows to be compared by: one cluster."
+            return [0] * len(own), _compared(Choice(0, (), 1, why=why), np.eye(len(own)))
+        found, choice = among(known, own)
+        cosines = null.cosine(vectors(own)[0])
+        labels = [nearest(row[known], found) for row in cosines]  # of those left out
+        for index, label in zip(known, found, strict=True):
+            labels[index] = label
+        similarity = np.eye(len(own))
+        similarity[np.ix_(known, known)] = choice.similarity
+        why = f"{choice.why} Clients without two rows, {len(own) - len(known)}, are with the"
+        choice = replace(choice, similarity=_rows(similarity), why=f"{why} nearest mean features.")
+        return labels, choice
+
+    def among(at: list[int], every: Sequence[Tensors]) -> tuple[Sequence[int], Compared]:
+        own = [every[index] for index in at]
         if read(own).rows.shape[2] > 1:
             similarity = _likeness(distances(own).effect)
             found = cluster(similarity, method, seed=seed, draws=draws)
@@ -84,6 +104,12 @@ def by_silhouette(
         return found.labels, _compared(found.choices[0], similarity)
 
     return each_space(len(prints), spaces, one)
+
+
+def _comparable(own: Sequence[Tensors]) -> list[int]:
+    """Return the positions of those whose distance from others has a known error: two rows."""
+    rows = read(own).rows.sum(axis=2)
+    return [int(index) for index in np.flatnonzero((rows > 0).all(axis=1))]
 
 
 def by_angles(
@@ -170,10 +196,9 @@ def place_by_angles(
 
 
 def _likeness(effect: Float) -> Float:
-    """Return similarities of clients with these squared distances, of which some are infinite."""
+    """Return similarities of clients with these squared distances."""
     far = np.maximum(effect, 0.0)
     pairs = far[np.triu_indices(len(far), 1)]
-    pairs = pairs[np.isfinite(pairs)]
     width = float(np.median(pairs)) if len(pairs) else 1.0
     similarity: Float = np.exp(-far / max(width, 1e-12))
     np.fill_diagonal(similarity, 1.0)

@@ -68,11 +68,12 @@ def class_rows(prints: Sequence[Tensors]) -> tuple[int, ...]:
 
 
 def mixes_apart(prints: Sequence[Tensors]) -> float:
-    """Return how far the label mixes of two clients are apart at most, in [0, 1].
+    """Return how far the label mixes of two clients are apart at most, in [0, 1).
 
-    The total variation distance ``½ Σ_c |π_c − ρ_c|`` of the pair that is furthest apart, of those
-    whose rows can't have come from one mix: beyond four standard errors, ``½ √(1/n + 1/m)`` at
-    most for two classes. 0 where there is none.
+    By the total variation distance ``½ Σ_c |π_c − ρ_c|``, less what draws of n and m rows from one
+    mix p give it, ``½ Σ_c √(2 p_c (1 − p_c) (1/n + 1/m) / π)``, p that of both together. What is
+    left counts where it is beyond three times ``½ √(1/n + 1/m)``, which no standard deviation of
+    the distance exceeds; 0 where no pair is.
 
     Args:
         prints: Fingerprints of one label space, of class means without noise.
@@ -83,10 +84,13 @@ def mixes_apart(prints: Sequence[Tensors]) -> float:
     rows = read(prints).rows.sum(axis=1)
     rows = rows[rows.sum(axis=1) > 0]
     total = rows.sum(axis=1)
-    share = rows / total[:, None]
+    share, both = rows / total[:, None], rows[:, None] + rows[None]
     apart = np.abs(share[:, None] - share[None]).sum(axis=2) / 2
-    error = np.sqrt(1 / total[:, None] + 1 / total[None]) / 2
-    return float(apart[apart > 4 * error].max(initial=0.0))
+    error = np.sqrt(1 / total[:, None] + 1 / total[None])
+    mixed = both / both.sum(axis=2, keepdims=True)
+    by_chance = error * np.sqrt(2 / np.pi * mixed * (1 - mixed)).sum(axis=2) / 2
+    left = apart - by_chance
+    return float(left[left > 1.5 * error].max(initial=0.0))
 
 
 def read(prints: Sequence[Tensors]) -> Prints:

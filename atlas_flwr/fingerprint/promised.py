@@ -16,6 +16,7 @@ from atlas_flwr.types import Array, Scalar, Tensors
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 _NORM = 0.01  # half precision, of unit vectors
+_TAIL = 6.0  # deviations by which a norm of Gaussian noise passes its mean once in 10⁹ draws
 _COUNT = 1e-6  # single precision, of counts
 
 
@@ -114,11 +115,26 @@ def _check_sketch(rows_of: Array, facts: Array, asked: Asked, rows: int) -> None
     slack = _COUNT * rows
     if counted > rows + slack or (not (noisy or some) and counted < rows - slack):
         raise AggregationError(f"facts: cells of {counted:g} rows, {rows} were measured")
-    clip = float(asked.options.get("clip", 0.0))
-    sizes = np.linalg.norm(rows_of[:-1], axis=1)
-    if clip and not noisy and sizes.max() > clip * (1 + _NORM):
-        raise AggregationError(f"sketch: a mean of norm {sizes.max():g}, the clip is {clip:g}")
+    if clip := float(asked.options.get("clip", 0.0)):
+        _check_means(rows_of[:-1], facts[:-1], clip, noisy)
     if asked.kind in ("mean_gradient", "rms_gradient"):
         whole = np.linalg.norm(rows_of[:2].mean(axis=0)) / np.sqrt(rows_of.shape[1])
         if abs(whole - 1) > _NORM:
             raise AggregationError(f"sketch: the mean of both halves has norm {whole:g}, not 1")
+
+
+def _check_means(means: Array, worth: Array, clip: float, noisy: bool) -> None:
+    """Refuse a mean that is longer than clipped rows and the noise it says it has can make it.
+
+    A mean worth w rows has noise of variance below ``clip² / (w d)`` in each of d numbers
+    (``summary``); what is long by saying that it is worth little counts for little, too.
+    """
+    width = means.shape[1]
+    sizes, most = np.linalg.norm(means, axis=1), np.full(len(means), clip)
+    if noisy:
+        own = worth > 0
+        most[own] += clip * (1 + _TAIL / np.sqrt(width)) / np.sqrt(worth[own])
+    if (over := sizes > most * (1 + _NORM)).any():
+        at = int(np.argmax(over))
+        why = f"the clip is {clip:g}" + (f": at most {most[at]:g} with its noise" if noisy else "")
+        raise AggregationError(f"sketch: a mean of norm {sizes[at]:g}, {why}")

@@ -21,7 +21,10 @@ from atlas_flwr.types import Tensors
 
 
 def shrinkages(
-    prints: Sequence[Tensors], clusters: Sequence[int], spaces: Sequence[Hashable] | None = None
+    prints: Sequence[Tensors],
+    clusters: Sequence[int],
+    spaces: Sequence[Hashable] | None = None,
+    rows: Sequence[float] | None = None,
 ) -> dict[int, float]:
     """Return each cluster's step η in (0, 1].
 
@@ -32,18 +35,20 @@ def shrinkages(
         prints: One fingerprint a client (``fingerprint.summary``).
         clusters: Cluster of each.
         spaces: Label space of each; None: one.
+        rows: Rows that each client trains on; None: those its fingerprint tells, which are fewer
+            under noise and where not all classes are measured.
 
     Raises:
         AggregationError: Fingerprints of one space don't fit each other, or the lengths differ.
     """
-    if len(clusters) != len(prints):
-        raise AggregationError(f"{len(prints)} fingerprints for {len(clusters)} clusters")
+    own = _rows_told(prints, spaces) if rows is None else np.asarray(rows, np.float64)
+    if not len(clusters) == len(prints) == len(own):
+        raise AggregationError(
+            f"{len(prints)} fingerprints for {len(clusters)} clusters and rows of {len(own)}"
+        )
     found = distances(prints, spaces)
-    rows = np.zeros(len(prints))
-    for at in by_space(len(prints), spaces).values():
-        rows[at] = read([prints[index] for index in at]).rows.sum(axis=(1, 2))
-    members = {c: [i for i, own in enumerate(clusters) if own == c] for c in sorted(set(clusters))}
-    return {cluster: shrinkage(found, at, rows) for cluster, at in members.items()}
+    members = {c: [i for i, at in enumerate(clusters) if at == c] for c in sorted(set(clusters))}
+    return {cluster: shrinkage(found, at, own) for cluster, at in members.items()}
 
 
 def shrinkage(found: Distances, at: Sequence[int], rows: Float) -> float:
@@ -52,7 +57,7 @@ def shrinkage(found: Distances, at: Sequence[int], rows: Float) -> float:
     Args:
         found: Distances of all clients.
         at: The cluster's clients.
-        rows: How many rows each of all clients' fingerprint is of.
+        rows: How many rows each of all clients trains on.
     """
     pairs = np.triu_indices(len(at), 1)
     effect, error = (m[np.ix_(at, at)][pairs] for m in (found.effect, found.error))
@@ -62,3 +67,11 @@ def shrinkage(found: Distances, at: Sequence[int], rows: Float) -> float:
     own = max(float(np.average(effect[known], weights=1 / error[known] ** 2)) / 2, 0.0)
     noise = float(np.mean(1 / np.maximum(rows[np.asarray(at)], 1.0)))
     return noise / (noise + own)
+
+
+def _rows_told(prints: Sequence[Tensors], spaces: Sequence[Hashable] | None) -> Float:
+    """Return how many rows each fingerprint says its means are worth."""
+    rows = np.zeros(len(prints))
+    for at in by_space(len(prints), spaces).values():
+        rows[at] = read([prints[index] for index in at]).rows.sum(axis=(1, 2))
+    return rows

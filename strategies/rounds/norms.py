@@ -69,7 +69,7 @@ def norms_of(job: Job, update: Update) -> Norms:
         tensors, before = getattr(came, kind), getattr(sent, kind)
         if tensors:
             found[_key(job, kind, bool(before))] = _changed(tensors, before)
-    if "sketch" in update.fingerprint:
+    if "sketch" in update.fingerprint and not job.options.get("noise"):
         sketch = update.fingerprint["sketch"].astype(np.float64)
         found[_key(job, "fingerprint", False)] = float(np.linalg.norm(sketch))
     return found

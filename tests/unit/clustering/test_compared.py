@@ -153,3 +153,29 @@ def test_no_clients_are_refused() -> None:
     for find in (by_angles, by_silhouette):
         with pytest.raises(AggregationError, match="no fingerprints"):
             find([])
+
+
+@pytest.mark.parametrize("kind", ["classes", "embedding"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("single", [1, 3])
+def test_clients_of_one_row_join_their_nearest_and_change_nothing_else(
+    single: int, method: Method, kind: str
+) -> None:
+    """One row has no noise to be told apart from: it took clusters with it, or ended the run."""
+    own = world(1, 2, apart=1.0)
+    tasks = [0, 0, 0, 1, 1, 1]
+    classes = (30, 30) if kind == "classes" else (60,)
+    plain = own if kind == "classes" else world(1, 2, 1, apart=1.0)
+    many = prints_of(plain, [(task, classes) for task in tasks], 3)
+    one = (1, 0) if kind == "classes" else (1,)
+    lone = prints_of(plain, [(k % 2, one) for k in range(single)], 4)
+    want = by_silhouette(many, method=method, draws=49)
+    found = by_silhouette([*lone, *many], method=method, draws=49)
+    assert want.k == found.k == 2
+    assert adjusted_rand_score(found.labels[single:], want.labels) == 1.0
+    assert "without two rows" in found.why
+    (choice,) = found.choices
+    assert isinstance(choice, Compared)
+    assert np.shape(choice.similarity) == (6 + single, 6 + single)
+    alone = by_silhouette(lone, method=method, draws=49)
+    assert alone.labels == (0,) * single

@@ -48,6 +48,26 @@ HONEST = [
 ]
 
 
+@pytest.mark.parametrize("noise", [0.1, 1.0, 8.0])
+@pytest.mark.parametrize("counts", [(1, 1), (299, 1), (2, 0), (150, 150)])
+def test_honest_noise_passes_however_few_rows_a_mean_has(
+    counts: tuple[int, int], noise: float
+) -> None:
+    """And what is ten times as long as noise makes it does not, unless it says it is worth less."""
+    rng, clip, rows = np.random.default_rng(0), 3.0, sum(counts)
+    y = np.repeat([0, 1], counts)
+    asked = Asked(plain("class_means", clip, noise), 2, 64)
+    for _ in range(50):
+        x = 5 * rng.normal(size=(rows, 64))
+        own = summarise(x, y, 2, seed=0, rng=rng, clip=clip, noise=noise)
+        check(own, asked, rows)
+        long = own["sketch"].astype(np.float64)
+        long[:-1] *= 12
+        if np.linalg.norm(long[:-1], axis=1).max() > 12 * clip:
+            with pytest.raises(AggregationError, match=r"at most .* with its noise"):
+                check({**own, "sketch": long}, asked, rows)
+
+
 @pytest.mark.parametrize("width", [9, 16, 768, 1200])
 @pytest.mark.parametrize("options", HONEST, ids=str)
 def test_honest_fingerprints_are_as_promised(options: dict[str, Any], width: int) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from atlas_flwr.aggregation.information import informative_rows
 from atlas_flwr.engine.codec import encode
 from atlas_flwr.errors import ConfigError
 from atlas_flwr.fingerprint.privacy import epsilon
@@ -102,16 +104,16 @@ def test_a_late_comer_unlike_all_others_is_a_cluster_of_its_own() -> None:
     assert state.clusters[3] not in {state.clusters[p] for p in (0, 1, 2)}
 
 
+class Moving(Player):
+    """A client of task a that has rows of task b after its first fingerprint."""
+
+    def _fingerprint(self, job):  # type: ignore[no-untyped-def]
+        if job.round > 1:
+            self.setting = replace(self.setting, tasks=("b", *TASKS[1:]))
+        return super()._fingerprint(job)
+
+
 def test_rows_that_change_change_the_cluster_when_asked_again() -> None:
-    class Moving(Player):
-        """A client of task a that has rows of task b after its first fingerprint."""
-
-        def _fingerprint(self, job):  # type: ignore[no-untyped-def]
-            if job.round > 1:
-                tasks = ("b", *TASKS[1:])
-                self.setting = replace(self.setting, tasks=tasks)
-            return super()._fingerprint(job)
-
     method = of_rank("atlas", MIXED, every=1)
     players = crew(method)
     players[0] = Moving(method.setting, 0)
@@ -120,6 +122,46 @@ def test_rows_that_change_change_the_cluster_when_asked_again() -> None:
     assert before.clusters[0] == before.clusters[1] != before.clusters[3]
     assert after.clusters[0] == after.clusters[3] != after.clusters[1]
     assert after.ranks[0] == before.ranks[0]  # a model in training keeps its ranks
+
+
+def test_what_was_cut_off_a_step_towards_others_is_dropped_with_them() -> None:
+    """A tail of the first cluster's mean is no part of the next one's."""
+    method = of_rank("atlas", [2] * 6, every=1, **{"ranks": "fixed", "error-feedback": True})
+    players = [Moving(method.setting, 0), *crew(method)[1:]]
+    first = play(method, [ALL], players)
+    again = replace(first, round=2, phase=0)
+    jobs = method.plan(again, ALL) or []
+    again = method.merge(again, (players[job.partition].answer(job) for job in jobs))
+    assert again.clusters[0] == again.clusters[3] != again.clusters[1]
+    assert sorted(first.tails) == [*ALL]
+    # Who left is a loss to those it left, and no news to those who got one more.
+    assert sorted(again.tails) == [3, 4, 5]
+    for p in (3, 4, 5):
+        assert again.tails[p] is first.tails[p]
+
+
+def test_a_new_cluster_begins_from_what_its_members_count_for() -> None:
+    """Client 0 comes from a cluster of 23 informative rows to one of few."""
+    counts = [(4, 36), (36, 4), (20, 20), (20, 20), (20, 20), (20, 20)]
+    found = {}
+    for weights in ("rows", "information"):
+        method = of_rank("cluster_fedavg", EQUAL, every=1, weights=weights)
+        players = [Moving(method.setting, 0), *crew(method)[1:]]
+        players = [replace(p, counts=c, rows=40) for p, c in zip(players, counts, strict=True)]
+        first = play(method, [ALL], players)
+        again = replace(first, round=2, phase=0)
+        jobs = method.plan(again, ALL) or []
+        again = method.merge(again, (players[job.partition].answer(job) for job in jobs))
+        assert again.clusters[0] == again.clusters[3]
+        own = [first.bodies[f"cluster-{first.clusters[p]}"].adapter["m.q"].b for p in (0, 3, 4, 5)]
+        worth = [40.0] * 4
+        if weights == "information":
+            worth = [informative_rows(counts[p]) for p in (0, 3, 4, 5)]
+        mean = np.average(own, 0, worth)
+        new = again.bodies[f"cluster-{again.clusters[0]}"].adapter["m.q"].b
+        np.testing.assert_allclose(new, mean, atol=1e-6)
+        found[weights] = new
+    assert not np.allclose(found["rows"], found["information"], atol=1e-4)
 
 
 @pytest.mark.parametrize("method_", METHODS)
@@ -139,6 +181,28 @@ def test_noise_says_what_it_is_worth() -> None:
     assert told["epsilon"] == epsilon(2.0 / 2**0.5, told["delta"])
     plain = of_rank("atlas", MIXED)
     assert "privacy" not in played(plain, [ALL], crew(plain))[0].found
+
+
+def test_who_is_asked_again_spends_again_and_the_record_says_so() -> None:
+    """Client 4's answer is lost twice, that of everybody in round 3 too."""
+    method = of_rank("atlas", MIXED, noise=2.0, clip=1.0, ranks="uniform")
+    lost = {(1, "train", 4), (2, "train", 4)}
+    for number, lose in ((3, lost), (2, {(1, "train", 4)}), (1, set())):
+        state = play(method, [ALL] * 4, lose=lose)
+        told = state.found["privacy"]
+        assert told["times"] == number
+        assert told["epsilon"] == epsilon(2.0 / number**0.5, told["delta"])
+
+
+def test_noise_does_not_make_strangers_alike() -> None:
+    """η is of the rows that train, not of those that hidden means are worth."""
+    etas = {}
+    for noise in (0.0, 1.0):
+        options = {"noise": noise, "clip": 12.0, "ranks": "uniform"}
+        method = of_rank("atlas_one_cluster", MIXED, **options)
+        etas[noise] = max(play(method, [ALL], crew(method)).etas.values())
+    assert etas[0.0] < 0.02
+    assert etas[1.0] < 0.15  # the largest spread that the clip allows stands in for the rows' own
 
 
 BLIND = sorted({*ASKING, "ifca", "mira"} - {"oracle_cluster", "random_cluster", "fedlease"})

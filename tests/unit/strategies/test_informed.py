@@ -95,10 +95,10 @@ def test_the_record_says_what_each_client_counts_for_and_how_far_mixes_are_apart
     assert told["informative_rows"] == {
         str(p): round(worth, 1) for p, worth in enumerate(WORTH.tolist())
     }
-    assert told["label_mixes"] == {
-        "apart": {"0": pytest.approx(0.95), "1": 0.375},
-        "adjusted": False,
-    }
+    mixes = told["label_mixes"]
+    assert mixes["adjusted"] is False
+    assert 0.8 < mixes["apart"]["0"] < 0.95  # client 1's from client 2's, less what draws give
+    assert mixes["apart"]["1"] == 0.0  # of forty rows each that is no difference
     plain = of_rank("atlas", MIXED)
     assert "informative_rows" not in play(plain, [ALL], skewed(plain)).found
 

@@ -16,6 +16,8 @@ from federations import ALL, EQUAL, MIXED, MODULES, ROWS, TASKS, believed, of_ra
 from players import Player, crew, opened, play, rounds
 from strategies.atlas import GRID
 from strategies.base import Method, State
+from strategies.registry import build
+from strategies.state import Rows
 
 FREE = [16] * 6  # ranks that hold every mean of the players' updates but for the last bits
 GRAPHS: dict[str, dict[str, object]] = {
@@ -250,6 +252,38 @@ def test_a_chosen_step_leaves_the_heads_to_theirs() -> None:
         heads = [{n: t.tobytes() for n, t in choice.head.items()} for choice in job.choices]
         assert heads == [heads[0]] * len(GRID)
     assert len({scoring[p].choices[0].head["head.weight"].tobytes() for p in ALL}) == len(ALL)
+
+
+def test_clients_of_two_rows_choose_and_where_nobody_can_the_step_is_the_last_one() -> None:
+    """Who has two rows trains on one and scores on the other; who has one scores nothing."""
+    actions = {}
+    for train in (2, 1):
+        method = of_rank("atlas", EQUAL, eta="auto", ranks="fixed")
+        dealt = replace(method.setting, rows=(Rows(train, 1, 1),) * 6)
+        method = build("atlas", {"eta": "auto", "ranks": "fixed"}, dealt)
+        players = [replace(player, rows=1) for player in crew(method)]
+        state = replace(opened(method, players), etas=dict.fromkeys(ALL, 1.0))
+        seen = []
+        while jobs := method.plan(state, ALL):
+            seen.append((jobs[0].action, len(jobs)))
+            state = method.merge(state, (players[job.partition].answer(job) for job in jobs))
+        actions[train] = seen
+        models = stacked(method, state)
+        if train == 1:
+            for own in ([0, 1, 2], [3, 4, 5]):
+                np.testing.assert_allclose(models[own], models[own[:1] * 3], atol=1e-6)
+    assert actions == {2: [("train", 6), ("train.score", 6)], 1: [("train", 6)]}
+
+
+@pytest.mark.parametrize("name", ["oracle_cluster", "random_cluster", "atlas_one_cluster"])
+def test_a_way_to_cluster_is_refused_where_clusters_are_given(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"clustering: 'kmeans' changes nothing"):
+        of_rank(name, EQUAL, clustering="kmeans")
+
+
+def test_a_highest_rank_is_refused_where_ranks_are_fixed() -> None:
+    with pytest.raises(ConfigError, match=r"max-rank: 64 bounds"):
+        of_rank("atlas", EQUAL, **{"ranks": "fixed", "max-rank": 64})
 
 
 def test_losses_that_are_none_are_refused() -> None:

@@ -18,7 +18,7 @@ from atlas_flwr.errors import WireError
 from atlas_flwr.results.record import Measured
 from atlas_flwr.types import Job, LoraFactors, ModelParts, Report, Update
 from atlas_flwr.wire import pack_update
-from federations import ALL, products, setting, size, widest
+from federations import ALL, EQUAL, of_rank, products, setting, size, widest
 from players import Player, crew, first_round
 from strategies.base import Method, State
 from strategies.registry import STRATEGIES
@@ -244,6 +244,19 @@ def test_the_first_exchange_is_judged_together_and_later_ones_as_they_come() -> 
         want |= dict.fromkeys(begun, round_ - 1) if round_ > 1 else {}
         assert {key: len(each) for key, each in state.norms.items()} == want
         read.clear()
+
+
+@pytest.mark.parametrize("noise", [0.5, 4.0])
+def test_noise_on_few_rows_is_no_lie(noise: float) -> None:
+    """A mean of one row is hidden behind far more noise than its like of thirty."""
+    adopt_identity()
+    method = of_rank("atlas", EQUAL, noise=noise, clip=3.0, ranks="uniform")
+    players = [replace(player, counts=(60, 60)) for player in crew(method)]
+    players[1] = replace(players[1], counts=(118, 2))
+    gate, state = Gate(method.setting, 10.0), replace(method.start(), round=1)
+    jobs, told = replies(method, state, players, far=-1)
+    assert jobs[0].action == "train.fingerprint"
+    assert [v.error for v in gate.screen(state, jobs, told)] == [None] * 6
 
 
 def test_what_is_remembered_survives_a_commit() -> None:

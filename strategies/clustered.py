@@ -6,7 +6,7 @@ graph Laplacian inside their cluster, on products and not on factors; nothing is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -77,11 +77,24 @@ class Clustered(EqualRankRule):
         return size_weighted(sizes, [state.clusters[p] for p in present])
 
     def moved(
-        self, state: State, present: Sequence[int], graph: Float, sizes: Sequence[float]
+        self,
+        state: State,
+        present: Sequence[int],
+        graph: Float,
+        sizes: Sequence[float],
+        movers: Collection[int] | None = None,
     ) -> Step:
-        """Return the adapters after the step η = 1 on a graph."""
+        """Return the adapters after the step η = 1 on a graph.
+
+        Args:
+            state: Holds the adapters.
+            present: Clients of the graph.
+            graph: Its adjacency.
+            sizes: What each client counts for.
+            movers: Whose adapter is wanted, by position in ``present``; None: all.
+        """
         adapters = [state.bodies[f"client-{p}"].adapter for p in present]
-        return product_step(adapters, graph, sizes, 1.0, self.fresh())
+        return product_step(adapters, graph, sizes, 1.0, self.fresh(), movers=movers)
 
     # -------------------------------------------------------------- personal models
 
@@ -208,9 +221,8 @@ class Clustered(EqualRankRule):
         present = [client, *leaders]
         edges = star(shares)
         sizes = [1.0] * len(present)
-        moved = self.moved(
-            lent, present, _shrunk(edges, [self.eta_of(state, p) for p in present]), sizes
-        )
+        shorter = _shrunk(edges, [self.eta_of(state, p) for p in present])
+        moved = self.moved(lent, present, shorter, sizes, movers=[0])
         graph = _shrunk(edges, [self.head_eta_of(state, p) for p in present])
         heads = [state.heads[f"client-{p}"] for p in present]
         head = tensor_step(heads, self._inside(graph, present), sizes, 1.0)[0]

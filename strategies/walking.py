@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
@@ -149,7 +149,12 @@ class Walking(Allocated):
     # -------------------------------------------------------------- the step
 
     def moved(
-        self, state: State, present: Sequence[int], graph: Float, sizes: Sequence[float]
+        self,
+        state: State,
+        present: Sequence[int],
+        graph: Float,
+        sizes: Sequence[float],
+        movers: Collection[int] | None = None,
     ) -> Step:
         """Return the adapters after the step η = 1 on a graph, in the option's variant."""
         adapters = [state.bodies[f"client-{p}"].adapter for p in present]
@@ -161,7 +166,7 @@ class Walking(Allocated):
                 return ffa_step(adapters, graph, sizes, 1.0)
         feedback = self.options.error_feedback
         tails = [state.tails.get(p, {}) for p in present] if feedback else None
-        return product_step(adapters, graph, sizes, 1.0, self.fresh(), tails=tails)
+        return product_step(adapters, graph, sizes, 1.0, self.fresh(), tails=tails, movers=movers)
 
     def stages(self, state: State) -> tuple[Stage, ...]:
         """Train B and the head alone where A is frozen."""

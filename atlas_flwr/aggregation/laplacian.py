@@ -13,7 +13,7 @@ its SVD are those of cores. Everything is float64 inside; no dense matrix is for
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +74,7 @@ def product_step(
     *,
     tails: Sequence[Adapter] | None = None,
     tail_rank: int | None = None,
+    movers: Collection[int] | None = None,
 ) -> Step:
     """Take one graph step on products and write it back at each client's ranks and scales.
 
@@ -89,6 +90,7 @@ def product_step(
             is added to this one's M_k. A client alone keeps its tail. None: no feedback.
         tail_rank: Largest rank of a tail that is kept; None keeps all of it, and then
             ``Σ ñ_k (P_k + tail_k)`` is preserved exactly.
+        movers: Clients that take the step, by position; the others stay. None: all.
 
     Raises:
         AggregationError: η is beyond its bound (which is named), the graph or a size is none, the
@@ -107,7 +109,7 @@ def product_step(
         held = {k: own[module] for k, own in enumerate(adapters) if module in own}
         _check(module, held)
         errors = {k: carried[k][module] for k in held if module in carried[k]}
-        for k, moved in _module_step(held, errors, shares).items():
+        for k, moved in _module_step(held, errors, shares, movers).items():
             if module not in fresh:
                 raise AggregationError(f"{module}: no fresh rows came for it")
             own = held[k]
@@ -174,16 +176,22 @@ class _Moved:
 
 
 def _module_step(
-    held: Mapping[int, LoraFactors], errors: Mapping[int, LoraFactors], shares: Float
+    held: Mapping[int, LoraFactors],
+    errors: Mapping[int, LoraFactors],
+    shares: Float,
+    movers: Collection[int] | None,
 ) -> dict[int, _Moved]:
-    """Step one module; clients without a neighbour that has it are left out."""
+    """Step one module; clients without a neighbour that has it, and who stays, are left out."""
     near = {k: [n for n in held if n != k and shares[k, n] > 0] for k in held}
     moved: dict[int, _Moved] = {}
     for part in _components(near):
         groups = [(part, part)]
         if not _sharing_pays(part, near, held):
             groups = [([k, *near[k]], [k]) for k in part]
-        for senders, receivers in groups:
+        for senders, every in groups:
+            receivers = [k for k in every if movers is None or k in movers]
+            if not receivers:
+                continue
             terms = {("own", k): held[k] for k in senders}
             terms |= {("error", k): errors[k] for k in receivers if k in errors}
             frame = _Frame(terms)

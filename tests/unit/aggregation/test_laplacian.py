@@ -9,7 +9,7 @@ import pytest
 from scipy.linalg import block_diag
 
 from atlas_flwr.aggregation import graph
-from atlas_flwr.aggregation.laplacian import product_step
+from atlas_flwr.aggregation.laplacian import Truncation, product_step
 from atlas_flwr.aggregation.product_mean import ProductMean
 from atlas_flwr.aggregation.products import svd
 from atlas_flwr.aggregation.write_back import balanced
@@ -70,6 +70,21 @@ def test_both_ways_to_share_bases_give_the_same(monkeypatch):
                 one, other = (r.tails[k][module].product() for r in results)
                 np.testing.assert_allclose(one, other, **close)
         assert results[0].truncations[k].tail == pytest.approx(results[1].truncations[k].tail)
+
+
+@pytest.mark.parametrize("pays", [True, False])
+@pytest.mark.parametrize("movers", [[0], [2, 4], []])
+def test_who_is_not_to_move_stays_and_the_others_step_as_with_all(movers, pays, monkeypatch):
+    monkeypatch.setattr("atlas_flwr.aggregation.laplacian._sharing_pays", lambda *_: pays)
+    models, n, a = clients([2, 1, 3, 2, 4]), sizes(5), adjacency(5, 3)
+    every = product_step(models, a, n, 0.07, FRESH, tails=[{}] * 5)
+    some = product_step(models, a, n, 0.07, FRESH, tails=[{}] * 5, movers=movers)
+    for k in range(5):
+        whole = every if k in movers else None
+        want = whole.adapters[k] if whole else models[k]
+        assert same_bits([some.adapters[k]], [want])
+        assert some.truncations[k] == (whole.truncations[k] if whole else Truncation())
+        assert some.tails[k].keys() == (whole.tails[k].keys() if whole else set())
 
 
 @pytest.mark.parametrize("step", ["eta", "edges"])

@@ -23,9 +23,9 @@ from atlas_flwr.flat import from_arrays, to_arrays
 from atlas_flwr.models.adapter_io import read_parts, write_parts
 from atlas_flwr.models.backbone import LoadedModel
 from atlas_flwr.seeding import rng_for, seed_for
-from atlas_flwr.training.evaluate import EvalResult, evaluate
+from atlas_flwr.training.evaluate import EvalResult, evaluate, logits_of
 from atlas_flwr.training.local import Goal, TrainResult, TrainSpec, train
-from atlas_flwr.training.prior import log_prior
+from atlas_flwr.training.prior import fitted_offset, log_prior
 from atlas_flwr.types import PARTS, Adapter, Array, Job, ModelParts, Part, Scalar, Stage, Tensors
 
 
@@ -169,8 +169,19 @@ class FineTuneClient(NumPyClient):
             precision=site.spec.precision,
             device=site.spec.device,
             threads=site.spec.threads,
-            prior=None if self.job.rows == "full" else self._prior(),
+            prior=self._offset(),
         )
+
+    def _offset(self) -> NDArray[np.float32] | None:
+        """Return what is added to the logits where the loaded model is scored; None: nothing."""
+        if self.job.rows == "full":
+            return None
+        prior, site, rows = self._prior(), self.site, self.rows_trained
+        if self.job.action != "evaluate" or site.spec.own_offset == "mix":
+            return prior
+        table, batch, how = site.train_table, site.eval_batch_size, site.spec
+        logits = logits_of(site.model, table, rows, batch, how.precision, how.device, how.threads)
+        return fitted_offset(logits, table.labels[rows], prior)
 
     def _prior(self) -> NDArray[np.float32] | None:
         """Return what is added to the logits of the client's own rows; None: no adjustment."""

@@ -43,6 +43,7 @@ def train_spec(config: Config) -> TrainSpec:
         threads=config.engine.threads,
         micro_batch=config.engine.micro_batch,
         logit_adjustment=config.train.logit_adjustment,
+        own_offset=config.train.own_offset,
     )
 
 

@@ -152,6 +152,10 @@ class TrainSection(Section):
     logit_adjustment: NonNegativeFloat = 0.0
     """τ: a client adds τ log of its share of each class to the logits, in training and on its own
     rows, so that label mixes are not learned; 1 is the usual one, 0 none."""
+    own_offset: Literal["mix", "fitted"] = "mix"
+    """What is added to the logits when a client is scored on its own slice: ``mix`` is the τ log of
+    its shares; ``fitted`` is what makes its training rows most likely under the model it has been
+    given, near that, which costs a pass over them in every round."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """``auto``: the fastest the device has (bf16 or fp16 on a GPU; bf16 on a CPU made for it)."""
 

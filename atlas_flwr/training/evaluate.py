@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,6 +77,36 @@ def evaluate(
     return EvalResult(loss=loss, metrics=metrics, num_examples=len(rows))
 
 
+def logits_of(
+    loaded: LoadedModel,
+    table: TokenTable,
+    rows: NDArray[np.int64],
+    batch_size: int = 64,
+    precision: prec.PrecisionChoice = "auto",
+    device: prec.DeviceChoice = "auto",
+    threads: int = 1,
+) -> NDArray[np.float32]:
+    """Return the model's logits of some rows, ``(n, C)``, n ≥ 1; arguments are ``evaluate``'s.
+
+    Raises:
+        UserError: ``"cuda"`` was asked for and there is none.
+        AtlasError: Logits that are not finite, or too little memory for a single row.
+    """
+    where = prec.resolve_device(device)
+    loaded.model.to(where).eval()
+
+    def run(size: int) -> NDArray[np.float32]:
+        batches = by_length(table.lengths[rows], size)
+        passes = _passes(loaded, table, rows, batches, precision, where)
+        return _in_order([logits for logits, _ in passes], batches)
+
+    with prec.threads_of(threads), torch.inference_mode():
+        found = with_smaller_batches(run, min(batch_size, len(rows)), "evaluation")
+    if not np.isfinite(found).all():
+        raise AtlasError("evaluation: logits are not finite; the model has diverged")
+    return found
+
+
 def _score(
     loaded: LoadedModel,
     table: TokenTable,
@@ -86,22 +117,43 @@ def _score(
     prior: NDArray[np.float32] | None,
 ) -> tuple[float, NDArray[np.int64]]:
     """Return the mean loss and each row's predicted class, in the order of ``rows``."""
-    chosen = prec.choose_precision(precision, device)
-    batches = by_length(table.lengths[rows], batch_size)
     total = torch.zeros((), device=device, dtype=torch.float64)
     added = None if prior is None else torch.from_numpy(prior).to(device)
     answers: list[torch.Tensor] = []
+    batches = by_length(table.lengths[rows], batch_size)
+    for logits, labels in _passes(loaded, table, rows, batches, precision, device):
+        scores = logits if added is None else logits + added
+        total += F.cross_entropy(scores, labels, reduction="sum")
+        answers.append(scores.argmax(dim=-1))
+    return total.item() / len(rows), _in_order(answers, batches)
+
+
+def _passes(
+    loaded: LoadedModel,
+    table: TokenTable,
+    rows: NDArray[np.int64],
+    batches: Sequence[NDArray[np.int64]],
+    precision: prec.PrecisionChoice,
+    device: torch.device,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield float32 logits and labels of each batch."""
+    chosen = prec.choose_precision(precision, device)
     for batch in batches:
         tensors = to_device(table.batch(rows[batch], loaded.pad_token_id), device)
         labels = tensors.pop("labels")
         with prec.autocast(chosen, device):
             logits = loaded.model(**tensors).logits.float()
-        logits = logits if added is None else logits + added
-        total += F.cross_entropy(logits, labels, reduction="sum")
-        answers.append(logits.argmax(dim=-1))
-    predicted = np.empty(len(rows), dtype=np.int64)
-    predicted[np.concatenate(batches)] = torch.cat(answers).cpu().numpy()
-    return total.item() / len(rows), predicted
+        yield logits, labels
+
+
+def _in_order(
+    answers: Sequence[torch.Tensor], batches: Sequence[NDArray[np.int64]]
+) -> NDArray[Any]:
+    """Return what was said batch by batch in the order of the rows."""
+    said = torch.cat(list(answers)).cpu().numpy()
+    ordered = np.empty_like(said)
+    ordered[np.concatenate(batches)] = said
+    return ordered
 
 
 def classification_metrics(

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class TrainSpec:
         threads: Torch threads on the CPU.
         micro_batch: Rows of one forward pass; gradients accumulate over the batch. None: all.
         logit_adjustment: τ of ``prior.log_prior``, by which clients make ``Goal.prior``.
+        own_offset: What clients add to logits of their own slice: ``"mix"`` or ``"fitted"``.
     """
 
     epochs: int = 1
@@ -52,6 +53,7 @@ class TrainSpec:
     threads: int = 1
     micro_batch: int | None = None
     logit_adjustment: float = 0.0
+    own_offset: Literal["mix", "fitted"] = "mix"
 
 
 @dataclass(frozen=True)

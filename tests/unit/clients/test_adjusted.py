@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atlas_flwr.training.evaluate import evaluate
-from atlas_flwr.training.prior import log_prior
+from atlas_flwr.training.evaluate import evaluate, logits_of
+from atlas_flwr.training.prior import fitted_offset, log_prior
 from atlas_flwr.types import Job
 from homes import Home, home, same_bits
 
@@ -61,3 +61,25 @@ def test_who_has_its_cluster_s_mix_adjusts_nothing(places: list[Home]) -> None:
         assert same_bits(plain.fit(job).parts, adjusted.fit(job).parts) is same
         job = replace(job, action="evaluate")
         assert (plain.evaluate(job) == adjusted.evaluate(job)) is same
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_a_fitted_offset_is_for_own_slices_alone(places: list[Home], strength: float) -> None:
+    """It is fitted to the training rows under the model that is scored; nothing else changes."""
+    plain = places[int(strength)]
+    site = replace(plain.site, spec=replace(plain.site.spec, own_offset="fitted"))
+    fitted = Home(site, plain.stores)
+    model = plain.random(1)
+    assert same_bits(
+        plain.fit(Job(0, "train", 1, model)).parts, fitted.fit(Job(0, "train", 1, model)).parts
+    )
+    whole = Job(0, "evaluate", 1, model, rows="full")
+    assert plain.evaluate(whole) == fitted.evaluate(whole)
+    own = Job(0, "evaluate", 1, model)
+    before, after = plain.evaluate(own), fitted.evaluate(own)
+    labels, rows = site.train_table.labels[site.train_rows], site.train_rows
+    logits = logits_of(site.model, site.train_table, rows, 16, "fp32", "cpu")
+    offset = fitted_offset(logits, labels, log_prior(labels, 2, strength))
+    want = evaluate(site.model, site.score_table, site.own_rows, 16, "fp32", "cpu", prior=offset)
+    assert after == pytest.approx(want.loss, rel=1e-6)
+    assert before != pytest.approx(after, rel=1e-3)

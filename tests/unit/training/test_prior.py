@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 
 from atlas_flwr.errors import AtlasError
 from atlas_flwr.models.adapter_io import initial_parts, read_parts, write_parts
 from atlas_flwr.models.backbone import LoadedModel, ModelSpec, load
 from atlas_flwr.training.evaluate import evaluate
 from atlas_flwr.training.local import Goal, TrainSpec, train
-from atlas_flwr.training.prior import log_prior
+from atlas_flwr.training.prior import fitted_offset, log_prior
 from atlas_flwr.types import Array, ModelParts
 from fakes import FakeTable
 
@@ -96,3 +97,46 @@ def test_scores_are_those_of_logits_with_the_prior(folder_of: Folder) -> None:
     assert added.metrics == held.metrics
     plain = evaluate(fresh(spec), TABLE, EVEN, precision="fp32", device="cpu")
     assert added.loss != pytest.approx(plain.loss, rel=1e-3)
+
+
+# ------------------------------------------------------------------ fitted offsets
+
+
+def drawn(rows: int, bias: Array, seed: int = 0) -> tuple[Array, Array]:
+    """Logits, and labels drawn as the logits plus a bias say."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (rows, len(bias)))
+    moved = np.exp(logits + bias)
+    chances = moved / moved.sum(axis=1, keepdims=True)
+    return logits, np.array([rng.choice(len(bias), p=p) for p in chances])
+
+
+def test_an_offset_of_many_rows_is_the_planted_one_up_to_a_constant() -> None:
+    bias = np.array([0.5, -1.5, 1.0])
+    found = fitted_offset(*drawn(20_000, bias), None)
+    np.testing.assert_allclose(found - found.mean(), bias - bias.mean(), atol=0.06)
+    assert found.dtype == np.float32
+
+
+def test_it_is_the_minimum_that_scipy_finds_without_gradients() -> None:
+    logits, labels = drawn(40, np.array([1.0, -1.0]))
+    around = np.array([-0.5, 0.5])
+
+    def loss(offset: Array) -> float:
+        scores = logits + offset
+        likely = np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(40), labels]
+        return float(likely.sum() + ((offset - around) ** 2).sum() / 2)
+
+    want = minimize(loss, around, method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-10})
+    np.testing.assert_allclose(fitted_offset(logits, labels, around), want.x, atol=1e-3)
+
+
+def test_logits_that_say_nothing_leave_the_log_shares_and_few_rows_the_prior() -> None:
+    labels = np.repeat([0, 1], [900, 100])
+    found = fitted_offset(np.zeros((1000, 2)), labels, None)
+    assert found[0] - found[1] == pytest.approx(np.log(9), abs=0.05)
+    prior = log_prior(labels, 2, 1.0)
+    np.testing.assert_allclose(fitted_offset(np.zeros((1000, 2)), labels, prior), prior, atol=5e-3)
+    one = fitted_offset(np.array([[4.0, -4.0]]), np.array([1]), np.array([0.0, 0.0]))
+    assert np.abs(one).max() < 1.0  # one row that was missed by far does not turn the model
+    assert fitted_offset(np.zeros((1, 2)), np.array([1]), None)[1] > 0

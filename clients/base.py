@@ -169,15 +169,18 @@ class FineTuneClient(NumPyClient):
             precision=site.spec.precision,
             device=site.spec.device,
             threads=site.spec.threads,
-            prior=self._offset(),
+            prior=self._offset() if len(rows) else None,
         )
 
     def _offset(self) -> NDArray[np.float32] | None:
-        """Return what is added to the logits where the loaded model is scored; None: nothing."""
+        """Return what is added to the logits where the loaded model is scored; None: nothing.
+
+        A fitted one knows all training rows, those too that are held back from training.
+        """
         if self.job.rows == "full":
             return None
         prior, site, rows = self._prior(), self.site, self.rows_trained
-        if self.job.action != "evaluate" or site.spec.own_offset == "mix":
+        if not self.job.action.startswith("evaluate") or site.spec.own_offset == "mix":
             return prior
         table, batch, how = site.train_table, site.eval_batch_size, site.spec
         logits = logits_of(site.model, table, rows, batch, how.precision, how.device, how.threads)

@@ -16,8 +16,9 @@ from atlas_flwr.ranks.budget import Grant, cost, rank_costs
 from atlas_flwr.ranks.importance import IMPORTANCE, mean_gains, utilities
 from atlas_flwr.seeding import rng_for
 from atlas_flwr.types import Array, LoraFactors, ModelParts, Scalar, Tensors
+from strategies.asking import Asking, AskingOptions
 from strategies.base import Options, State
-from strategies.fingerprinted import Asking, AskingOptions, FingerprintOptions
+from strategies.fingerprinted import FingerprintOptions
 
 How = Literal["importance", "uniform", "random", "reversed", "fixed"]
 

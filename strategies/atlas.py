@@ -13,9 +13,10 @@ from atlas_flwr.errors import AggregationError, ConfigError
 from atlas_flwr.fingerprint.shrinkage import shrinkages
 from atlas_flwr.types import Job, ModelParts, Scalar, Tensors, Update
 from strategies.allocated import Allocated, PrintedRankOptions
+from strategies.asking import ROWS
 from strategies.base import Method, State
 from strategies.clustered import Eta
-from strategies.fingerprinted import OF_GRADIENTS, ROWS, FingerprintClustered
+from strategies.fingerprinted import OF_GRADIENTS, FingerprintClustered
 from strategies.walking import GraphOptions, Walking
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -139,7 +140,11 @@ class Stepping(Walking):
         return self.options.eta == "auto"
 
     def _scorers(self, state: State) -> list[int]:
-        """Return who has trained in this round and holds a row back: who has two rows or more."""
+        """Return who has trained in this round and holds a row back: of two rows, as far as known.
+
+        Where the server did not deal the rows it knows those that train: who trains on one is left
+        out.
+        """
         dealt = self.setting.rows
         rows = {p: dealt[p].train if dealt else state.sizes[p] for p in state.sizes}
         return [p for p in sorted(rows) if rows[p] > 1 and state.trained[p] == state.round]
@@ -203,6 +208,10 @@ class Atlas(Stepping, FingerprintClustered):
                 "gradient of all; set eta to a number, or fingerprint = 'class_means'"
             )
 
+    def averages(self) -> bool:
+        """Tell whether a step is taken."""
+        return self.options.eta != 0
+
 
 class UniformOptions(AtlasOptions):
     """Options of ATLAS with equal ranks."""
@@ -234,6 +243,10 @@ class AtlasNoLaplacian(Allocated, FingerprintClustered):
                 f"strategy.options.weights: '{self.options.weights}' changes nothing where no step "
                 "is taken; remove it, or use strategy 'atlas'"
             )
+
+    def averages(self) -> bool:
+        """Average nothing."""
+        return False
 
     def eta_of(self, state: State, partition: int) -> float:
         """Take no step."""

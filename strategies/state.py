@@ -92,7 +92,8 @@ class State:
         clusters: Cluster of each partition, once there are any.
         prints: Fingerprint of each partition.
         asked: Last round in which fingerprints were asked for.
-        askings: Exchanges in which they were, whoever answered: nobody was asked more often.
+        askings: Exchanges in which they were, whoever answered: as far as commits know, nobody was
+            asked more often.
         clustered: Last round in which all were clustered anew.
         trained: Last round in which each partition trained, where the method needs it later.
         found: How the clusters were found, in plain values.

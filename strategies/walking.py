@@ -156,7 +156,10 @@ class Walking(Allocated):
         sizes: Sequence[float],
         movers: Collection[int] | None = None,
     ) -> Step:
-        """Return the adapters after the step η = 1 on a graph, in the option's variant."""
+        """Return the adapters after the step η = 1 on a graph, in the option's variant.
+
+        The linear ones are cheap and move everybody.
+        """
         adapters = [state.bodies[f"client-{p}"].adapter for p in present]
         match self.options.variant:
             case "factor":

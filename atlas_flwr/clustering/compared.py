@@ -81,16 +81,7 @@ def by_silhouette(
         if not known:
             why = "Nobody has two rows to be compared by: one cluster."
             return [0] * len(own), _compared(Choice(0, (), 1, why=why), np.eye(len(own)))
-        found, choice = among(known, own)
-        cosines = null.cosine(vectors(own)[0])
-        labels = [nearest(row[known], found) for row in cosines]  # of those left out
-        for index, label in zip(known, found, strict=True):
-            labels[index] = label
-        similarity = np.eye(len(own))
-        similarity[np.ix_(known, known)] = choice.similarity
-        why = f"{choice.why} Clients without two rows, {len(own) - len(known)}, are with the"
-        choice = replace(choice, similarity=_rows(similarity), why=f"{why} nearest mean features.")
-        return labels, choice
+        return _with_the_rest(own, known, *among(known, own))
 
     def among(at: list[int], every: Sequence[Tensors]) -> tuple[Sequence[int], Compared]:
         own = [every[index] for index in at]
@@ -104,6 +95,30 @@ def by_silhouette(
         return found.labels, _compared(found.choices[0], similarity)
 
     return each_space(len(prints), spaces, one)
+
+
+def _with_the_rest(
+    own: Sequence[Tensors], known: list[int], found: Sequence[int], choice: Compared
+) -> tuple[Sequence[int], Compared]:
+    """Return labels of all: who was not clustered is with the nearest, or the first, cluster.
+
+    Args:
+        own: Everybody's fingerprints.
+        known: Who was clustered.
+        found: Their labels.
+        choice: How they were clustered.
+    """
+    means = vectors(own)[0]
+    labels = [found[0]] * len(own)  # of whom nothing was measured
+    for index, label in zip(known, found, strict=True):
+        labels[index] = label
+    for index in {*range(len(own))} - {*known}:
+        if means[index].any():
+            labels[index] = nearest(null.cosine(means[[*known, index]])[-1, :-1], found)
+    similarity = np.eye(len(own))
+    similarity[np.ix_(known, known)] = choice.similarity
+    why = f"{choice.why} Clients without two rows, {len(own) - len(known)}, are with the nearest"
+    return labels, replace(choice, similarity=_rows(similarity), why=f"{why} mean features.")
 
 
 def _comparable(own: Sequence[Tensors]) -> list[int]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import norm  # type: ignore[import-untyped]
 
 from atlas_flwr.errors import AggregationError
 from atlas_flwr.fingerprint.sketch import Float
@@ -72,8 +73,8 @@ def mixes_apart(prints: Sequence[Tensors]) -> float:
 
     By the total variation distance ``½ Σ_c |π_c − ρ_c|``, less what draws of n and m rows from one
     mix p give it, ``½ Σ_c √(2 p_c (1 − p_c) (1/n + 1/m) / π)``, p that of both together. What is
-    left counts where it is beyond three times ``½ √(1/n + 1/m)``, which no standard deviation of
-    the distance exceeds; 0 where no pair is.
+    left counts where it is beyond z times ``½ √(1/n + 1/m)``, which no standard deviation of the
+    distance exceeds, z that of one in 1000 shared by all pairs; 0 where no pair is.
 
     Args:
         prints: Fingerprints of one label space, of class means without noise.
@@ -83,14 +84,17 @@ def mixes_apart(prints: Sequence[Tensors]) -> float:
     """
     rows = read(prints).rows.sum(axis=1)
     rows = rows[rows.sum(axis=1) > 0]
-    total = rows.sum(axis=1)
-    share, both = rows / total[:, None], rows[:, None] + rows[None]
-    apart = np.abs(share[:, None] - share[None]).sum(axis=2) / 2
-    error = np.sqrt(1 / total[:, None] + 1 / total[None])
-    mixed = both / both.sum(axis=2, keepdims=True)
-    by_chance = error * np.sqrt(2 / np.pi * mixed * (1 - mixed)).sum(axis=2) / 2
-    left = apart - by_chance
-    return float(left[left > 1.5 * error].max(initial=0.0))
+    total = rows.sum(axis=1, keepdims=True)
+    pairs, furthest = max(len(rows) * (len(rows) - 1) // 2, 1), 0.0
+    z = float(norm.isf(1e-3 / pairs))
+    for index in range(len(rows) - 1):
+        others, many = rows[index + 1 :], total[index + 1 :]
+        both = (rows[index] + others) / (total[index] + many)
+        error = np.sqrt(1 / total[index] + 1 / many)
+        apart = np.abs(rows[index] / total[index] - others / many)
+        left = (apart - error * np.sqrt(2 / np.pi * both * (1 - both))).sum(axis=1) / 2
+        furthest = max(furthest, float(left[left > z * error[:, 0] / 2].max(initial=0.0)))
+    return furthest
 
 
 def read(prints: Sequence[Tensors]) -> Prints:

@@ -17,6 +17,7 @@ from atlas_flwr.types import Array, Scalar, Tensors
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 _NORM = 0.01  # half precision, of unit vectors
 _TAIL = 6.0  # deviations by which a norm of Gaussian noise passes its mean once in 10⁹ draws
+_DIMENSIONS = 0.1  # of noise: one at least, told by rows, with what their draw adds
 _COUNT = 1e-6  # single precision, of counts
 
 
@@ -115,8 +116,16 @@ def _check_sketch(rows_of: Array, facts: Array, asked: Asked, rows: int) -> None
     slack = _COUNT * rows
     if counted > rows + slack or (not (noisy or some) and counted < rows - slack):
         raise AggregationError(f"facts: cells of {counted:g} rows, {rows} were measured")
+    if 0 < facts[-1] < _DIMENSIONS:
+        raise AggregationError(
+            f"facts: noise of {facts[-1]:g} dimensions, rows have about one or more"
+        )
     if clip := float(asked.options.get("clip", 0.0)):
         _check_means(rows_of[:-1], facts[:-1], clip, noisy)
+    if noisy:  # what stands in for the rows' own spread is the clip's, and is known to all
+        spread = clip / np.sqrt(rows_of.shape[1])
+        if facts[-1] or np.abs(rows_of[-1] - spread).max() > _NORM * spread:
+            raise AggregationError(f"sketch: a spread that is not {spread:g}, which noise covers")
     if asked.kind in ("mean_gradient", "rms_gradient"):
         whole = np.linalg.norm(rows_of[:2].mean(axis=0)) / np.sqrt(rows_of.shape[1])
         if abs(whole - 1) > _NORM:

@@ -40,12 +40,12 @@ def privacy_line(clusters: Mapping[str, Any]) -> str:
 def mixes_line(clusters: Mapping[str, Any]) -> str:
     """Return what to do about label mixes that differ inside a cluster; empty where nothing is.
 
-    >>> mixes_line({"label_mixes": {"apart": {"0": 0.05, "1": 0.62}, "adjusted": False}})[:48]
+    >>> mixes_line({"label_mixes": {"apart": {"0": 0.05, "1": 0.62}, "learned": True}})[:48]
     'label mixes differ by up to 0.62 in cluster 1: t'
     """
     told = clusters.get("label_mixes", {})
     most = max(told.get("apart", {}).items(), key=lambda item: item[1], default=("", 0.0))
-    if most[1] < _SKEWED or told["adjusted"]:
+    if most[1] < _SKEWED or not told["learned"]:
         return ""
     return (
         f"label mixes differ by up to {most[1]:.2f} in cluster {most[0]}: the mean of such models "

@@ -179,3 +179,5 @@ def test_clients_of_one_row_join_their_nearest_and_change_nothing_else(
     assert np.shape(choice.similarity) == (6 + single, 6 + single)
     alone = by_silhouette(lone, method=method, draws=49)
     assert alone.labels == (0,) * single
+    none = {name: np.zeros_like(tensor) for name, tensor in many[0].items()}  # of other classes
+    assert by_silhouette([none, *many], method=method, draws=49).labels[0] == 0

@@ -38,6 +38,13 @@ def test_what_rows_do_by_chance_is_no_difference(rows: int, classes: int) -> Non
         assert mixes_apart([of_counts(*counts) for counts in drawn.tolist()]) == 0.0
 
 
+def test_many_clients_are_no_reason_for_two_to_differ() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(5):
+        ones = rng.binomial(40, 0.5, size=100)
+        assert mixes_apart([of_counts(int(40 - n), int(n)) for n in ones]) == 0.0
+
+
 def test_what_is_far_is_seen_with_few_rows_and_many_classes() -> None:
     assert mixes_apart([of_counts(0, 12), of_counts(12, 0)]) > 0.7
     one, other = np.zeros((2, 20), int)

@@ -68,6 +68,24 @@ def test_honest_noise_passes_however_few_rows_a_mean_has(
                 check({**own, "sketch": long}, asked, rows)
 
 
+def test_a_spread_that_makes_all_alike_is_refused() -> None:
+    """In deviations that are wide enough, or of noise of no dimension, nobody differs."""
+    for noise in (0.0, 1.0):
+        options = plain("class_means", 3.0, noise)
+        asked, own = Asked(options, 3, 16), measured(options, 16)
+        check(own, asked, ROWS)
+        crowded = own["facts"].copy()
+        crowded[-1] = 1e-3
+        with pytest.raises(AggregationError, match="facts: noise of 0.001 dimensions"):
+            check({**own, "facts": crowded}, asked, ROWS)
+        if noise:
+            for spread in (0.0, 6e4, 1.1 * own["sketch"][-1]):
+                wide = own["sketch"].copy()
+                wide[-1] = spread
+                with pytest.raises(AggregationError, match="a spread that is not 0.75"):
+                    check({**own, "sketch": wide}, asked, ROWS)
+
+
 @pytest.mark.parametrize("width", [9, 16, 768, 1200])
 @pytest.mark.parametrize("options", HONEST, ids=str)
 def test_honest_fingerprints_are_as_promised(options: dict[str, Any], width: int) -> None:

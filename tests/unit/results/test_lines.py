@@ -9,8 +9,8 @@ import pytest
 from atlas_flwr.results.lines import found_lines, mixes_line
 
 
-def mixes(adjusted: bool = False, **apart: float) -> dict[str, Any]:
-    return {"label_mixes": {"apart": apart, "adjusted": adjusted}}
+def mixes(learned: bool = True, **apart: float) -> dict[str, Any]:
+    return {"label_mixes": {"apart": apart, "learned": learned}}
 
 
 def test_label_mixes_that_differ_are_told_with_what_to_do() -> None:
@@ -19,7 +19,7 @@ def test_label_mixes_that_differ_are_told_with_what_to_do() -> None:
     assert "train.logit-adjustment = 1" in said
 
 
-@pytest.mark.parametrize("told", [{}, mixes(), mixes(a=0.19), mixes(adjusted=True, a=0.9)])
+@pytest.mark.parametrize("told", [{}, mixes(), mixes(a=0.19), mixes(learned=False, a=0.9)])
 def test_nothing_is_told_where_nothing_is_to_do(told: dict[str, Any]) -> None:
     assert mixes_line(told) == ""
 

@@ -14,8 +14,9 @@ from atlas_flwr.errors import ConfigError
 from atlas_flwr.fingerprint.privacy import epsilon
 from federations import ALL, EQUAL, MIXED, TASKS, of_rank, widest
 from players import PRINTED, Player, crew, play
+from strategies.asking import Asking
 from strategies.base import Method, State
-from strategies.fingerprinted import Asking, FingerprintClustered
+from strategies.fingerprinted import FingerprintClustered
 from strategies.found import METHODS
 from strategies.registry import STRATEGIES, build
 

@@ -96,11 +96,20 @@ def test_the_record_says_what_each_client_counts_for_and_how_far_mixes_are_apart
         str(p): round(worth, 1) for p, worth in enumerate(WORTH.tolist())
     }
     mixes = told["label_mixes"]
-    assert mixes["adjusted"] is False
+    assert mixes["learned"] is True
     assert 0.8 < mixes["apart"]["0"] < 0.95  # client 1's from client 2's, less what draws give
     assert mixes["apart"]["1"] == 0.0  # of forty rows each that is no difference
     plain = of_rank("atlas", MIXED)
     assert "informative_rows" not in play(plain, [ALL], skewed(plain)).found
+
+
+def test_mixes_are_no_trouble_to_models_that_are_not_averaged_or_that_adjust() -> None:
+    for name, more in (("atlas_no_laplacian", {}), ("atlas", {"eta": 0.0})):
+        method = of_rank(name, MIXED, **more)
+        assert play(method, [ALL], skewed(method)).found["label_mixes"]["learned"] is False
+    method = of_rank("atlas", MIXED)
+    adjusting = build("atlas", {}, replace(method.setting, adjusts=True))
+    assert play(adjusting, [ALL], skewed(adjusting)).found["label_mixes"]["learned"] is False
 
 
 def test_weights_of_a_mean_that_is_never_taken_are_refused() -> None:

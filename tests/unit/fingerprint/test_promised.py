@@ -76,13 +76,13 @@ def test_a_spread_that_makes_all_alike_is_refused() -> None:
         check(own, asked, ROWS)
         crowded = own["facts"].copy()
         crowded[-1] = 1e-3
-        with pytest.raises(AggregationError, match="facts: noise of 0.001 dimensions"):
+        with pytest.raises(AggregationError, match=r"facts: noise of 0\.001 dimensions"):
             check({**own, "facts": crowded}, asked, ROWS)
         if noise:
             for spread in (0.0, 6e4, 1.1 * own["sketch"][-1]):
                 wide = own["sketch"].copy()
                 wide[-1] = spread
-                with pytest.raises(AggregationError, match="a spread that is not 0.75"):
+                with pytest.raises(AggregationError, match=r"a spread that is not 0\.75"):
                     check({**own, "sketch": wide}, asked, ROWS)
 
 

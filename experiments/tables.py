@@ -8,7 +8,9 @@ from statistics import fmean, stdev
 
 from atlas_flwr.results.suites.rows import SuiteRun, read_suites
 
-ROWS = Path(__file__).parent / "results" / "atlas_glue_gpu.csv"
+RESULTS = Path(__file__).parent / "results"
+ROWS = RESULTS / "atlas_glue_gpu.csv"
+ON_A_CPU = RESULTS / "atlas_glue_tuned.csv"
 NAMES = {
     "local_only": "`local_only`, the floor",
     "atlas_no_laplacian": "`atlas_no_laplacian`, η = 0",
@@ -17,6 +19,7 @@ NAMES = {
     "fedit_adjusted": "`fedit`, adjusted",
     "cluster_fedavg": "`cluster_fedavg`",
     "cluster_fedavg_adjusted": "`cluster_fedavg`, adjusted",
+    "cluster_fedavg_fitted": "`cluster_fedavg`, adjusted, offsets fitted",
     "cluster_fedavg_smallest_adjusted": "`cluster_fedavg` of rank 4, adjusted",
     "ifca": "`ifca`, told the number of tasks",
     "ifca_adjusted": "`ifca`, adjusted",
@@ -32,6 +35,8 @@ NAMES = {
     "atlas_half_step_adjusted": "`atlas`, η = 0.5, adjusted",
     "atlas_adjusted": "`atlas`, adjusted",
     "atlas_adjusted_to_cluster": "`atlas`, adjusted to the cluster",
+    "atlas_informed": "`atlas`, adjusted, `weights` = information",
+    "atlas_fitted": "`atlas`, adjusted, offsets fitted",
     "atlas_feedback": "`atlas`, error feedback",
     "atlas_ffa": "`atlas`, variant `ffa`",
     "atlas_held_back": "`atlas`, a fifth of the rows held back",
@@ -79,14 +84,29 @@ def by_task(setting: str, seeds: Sequence[int], but: Sequence[int] = ()) -> str:
     return _rows([*TASKS.values(), "MRPC, F1", "rate"], setting, seeds, but, _tasks)
 
 
+OWN_SLICES = (
+    *("local_only", "cluster_fedavg_adjusted", "cluster_fedavg_fitted"),
+    *("atlas_adjusted", "atlas_fitted", "atlas_informed"),
+)
+"""What is compared on a CPU: offsets of own slices, and what clients count for."""
+
+
+def own_slices(seeds: Sequence[int] = (42,)) -> str:
+    """Return the table of ``OWN_SLICES`` under skewed labels, from the rows of a CPU."""
+    runs = [run for run in read_suites([ON_A_CPU]) if run.label in OWN_SLICES]
+    heads = [*COLUMNS.values(), "MB up"]
+    return _rows(heads, "dirichlet", seeds, (), _scores, runs)
+
+
 def _rows(
     heads: Sequence[str],
     setting: str,
     seeds: Sequence[int],
     but: Sequence[int],
     cells: Callable[[Sequence[SuiteRun]], list[str]],
+    every: Sequence[SuiteRun] | None = None,
 ) -> str:
-    runs = [run for run in read_suites([ROWS]) if run.setting == setting]
+    runs = [run for run in every or read_suites([ROWS]) if run.setting == setting]
     lines = [["", *heads], ["---"] * (len(heads) + 1)]
     for label, name in NAMES.items():
         own = {run.seed: run for run in runs if run.label == label}
@@ -143,6 +163,7 @@ def tables() -> list[str]:
         *(table("iid", (42,), three), by_task("iid", (42,), three)),
         *(table("dirichlet", six), by_task("dirichlet", six)),
         *(table("dirichlet", three), by_task("dirichlet", three)),
+        own_slices(),
     ]
 
 

@@ -22,7 +22,8 @@ PAGE = ROOT / "docs" / "atlas.md"
             *("skewed, six seeds", "skewed, three seeds"),
         )
         for tasks in ("", ", task by task")
-    ],
+    ]
+    + ["own slices on a CPU"],
 )
 def test_the_page_has_the_numbers_of_the_rows(table: str) -> None:
     assert len(table.splitlines()) > 4

@@ -87,8 +87,8 @@ def graph(run: RunResult) -> HeatMap | None:
     there = [value for row in values for value in row if value is not None]
     high = max(there, default=1.0)
     caption = (
-        f"{len(there) // 2} edges: whose models are pulled together. At twice the weight a model "
-        "moves twice as far towards the other."
+        f"{len(there) // 2} edges: whose models are pulled together. In a client's row its model "
+        "moves twice as far at twice the weight; who counts for less moves further at the same."
     )
     if steps := steps_line(run.clusters):
         caption += f" What is taken of each step: {steps}."

@@ -17,7 +17,6 @@ from atlas_flwr.types import Array, Scalar, Tensors
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 _NORM = 0.01  # half precision, of unit vectors
 _TAIL = 6.0  # deviations by which a norm of Gaussian noise passes its mean once in 10⁹ draws
-_DIMENSIONS = 0.1  # of noise: one at least, told by rows, with what their draw adds
 _COUNT = 1e-6  # single precision, of counts
 
 
@@ -116,9 +115,9 @@ def _check_sketch(rows_of: Array, facts: Array, asked: Asked, rows: int) -> None
     slack = _COUNT * rows
     if counted > rows + slack or (not (noisy or some) and counted < rows - slack):
         raise AggregationError(f"facts: cells of {counted:g} rows, {rows} were measured")
-    if 0 < facts[-1] < _DIMENSIONS:
+    if facts[-1] and facts[-1] < (least := _fewest_dimensions(facts[:-1])):
         raise AggregationError(
-            f"facts: noise of {facts[-1]:g} dimensions, rows have about one or more"
+            f"facts: noise of {facts[-1]:g} dimensions, such rows have {least:.3g} or more"
         )
     if clip := float(asked.options.get("clip", 0.0)):
         _check_means(rows_of[:-1], facts[:-1], clip, noisy)
@@ -147,3 +146,15 @@ def _check_means(means: Array, worth: Array, clip: float, noisy: bool) -> None:
         at = int(np.argmax(over))
         why = f"the clip is {clip:g}" + (f": at most {most[at]:g} with its noise" if noisy else "")
         raise AggregationError(f"sketch: a mean of norm {sizes[at]:g}, {why}")
+
+
+def _fewest_dimensions(counts: Array) -> float:
+    """Return the least ``(tr S)² / tr S²`` that ``summary`` can tell of rows, counted by cell.
+
+    The squares of its residuals sum to ``F tr S``, F their freedom, so that the products of two
+    halves' sum to ``(F tr S)² / 4`` at most. Infinite where it can tell nothing.
+    """
+    halves = counts.reshape(2, -1)
+    pairs = float(np.prod(np.maximum(halves - 1, 0.0), axis=0).sum())
+    freedom = float(np.maximum(halves.sum(axis=0) - 1, 0.0).sum())
+    return 4 * pairs / freedom**2 * (1 - _NORM) if pairs else float("inf")

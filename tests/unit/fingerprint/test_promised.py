@@ -48,6 +48,27 @@ HONEST = [
 ]
 
 
+def test_no_rows_have_noise_of_fewer_dimensions_than_are_let_pass() -> None:
+    """Rows on a line, with one far out, of two values: the least is 1 for many rows."""
+    rng, ways = np.random.default_rng(0), 4
+    for trial in range(1500):
+        rows, classes = int(rng.integers(2, 40)), int(rng.integers(1, 4))
+        line = rng.normal(size=(1, 8))
+        x = (
+            rng.normal(size=(rows, 8)),
+            rng.normal(size=(rows, 1)) * line,
+            np.clip(rng.standard_cauchy(size=(rows, 1)), -1e3, 1e3) * line,
+            rng.integers(0, 2, size=(rows, 1)) + 1e-3 * rng.normal(size=(rows, 8)),
+        )[trial % ways]
+        own = summarise(x, rng.integers(0, classes, rows), classes, seed=0, rng=rng)
+        check(own, Asked(plain("class_means"), classes, 8), rows)
+        crowded = own["facts"].copy()
+        crowded[-1] = 0.02
+        if rows > 24:
+            with pytest.raises(AggregationError, match=r"facts: noise of 0\.02 dimensions"):
+                check({**own, "facts": crowded}, Asked(plain("class_means"), classes, 8), rows)
+
+
 @pytest.mark.parametrize("noise", [0.1, 1.0, 8.0])
 @pytest.mark.parametrize("counts", [(1, 1), (299, 1), (2, 0), (150, 150)])
 def test_honest_noise_passes_however_few_rows_a_mean_has(

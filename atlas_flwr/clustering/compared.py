@@ -77,14 +77,13 @@ def by_silhouette(
         own = [prints[index] for index in at]
         known = _comparable(own)
         if len(known) == len(own):
-            return among([*range(len(own))], own)
+            return among(own)
         if not known:
             why = "Nobody has two rows to be compared by: one cluster."
             return [0] * len(own), _compared(Choice(0, (), 1, why=why), np.eye(len(own)))
-        return _with_the_rest(own, known, *among(known, own))
+        return _with_the_rest(own, known, *among([own[index] for index in known]))
 
-    def among(at: list[int], every: Sequence[Tensors]) -> tuple[Sequence[int], Compared]:
-        own = [every[index] for index in at]
+    def among(own: Sequence[Tensors]) -> tuple[Sequence[int], Compared]:
         if read(own).rows.shape[2] > 1:
             similarity = _likeness(distances(own).effect)
             found = cluster(similarity, method, seed=seed, draws=draws)
